@@ -1,0 +1,1 @@
+"""Pretraining: any audio -> shards -> JEPA -> a checkpoint that `hear_jepa.load_model` serves."""
