@@ -1,0 +1,75 @@
+"""Waveform -> standardised log-mel spectrogram, on the device of the model, by nnAudio."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from nnAudio.features.mel import MelSpectrogram
+from torch import Tensor, nn
+
+MEL_FLOOR = torch.finfo(torch.float32).eps  # added to the power before the logarithm
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """Settings of the log-mel (paper, section 3.1); `mean` and `std` are those of the training corpus, in nepers."""
+
+    sample_rate: int = 16000
+    n_fft: int = 400
+    hop_length: int = 160
+    n_mels: int = 80
+    f_min: float = 50.0
+    f_max: float = 8000.0
+    mean: float = -7.0633
+    std: float = 4.1971
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames whose centres lie inside `n_samples` of audio; at least one."""
+        return max(1, math.ceil(n_samples / self.hop_length))
+
+    def n_samples(self, n_frames: int) -> int:
+        """Samples that `LogMel.valid` needs to compute `n_frames` frames."""
+        return (n_frames - 1) * self.hop_length + self.n_fft
+
+
+class LogMel(nn.Module):
+    """Natural logarithm of the mel power spectrogram, less the corpus mean, over the corpus deviation.
+
+    Frame `i` is centred on sample `i · hop_length`. Beyond its two ends the audio goes on as silence (zeros), so a
+    frame depends on the samples around it and never on where a recording was cut. Always computed in float32, also
+    under autocast.
+    """
+
+    def __init__(self, config: FrontEndConfig | None = None):
+        super().__init__()
+        self.config = config = config or FrontEndConfig()
+        self.mel = MelSpectrogram(
+            sr=config.sample_rate,
+            n_fft=config.n_fft,
+            n_mels=config.n_mels,
+            hop_length=config.hop_length,
+            fmin=config.f_min,
+            fmax=config.f_max,
+            power=2.0,
+            center=False,  # the context of the first and the last frame is ours to give: `frames`
+            verbose=False,
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, samples] -> [B, mels, frames], one frame for every started hop."""
+        return self.frames(audio, 0, self.config.n_frames(audio.shape[-1]))
+
+    def frames(self, audio: Tensor, first: int, count: int) -> Tensor:
+        """Frames `first … first + count - 1` of [B, samples], also before the start and past the end (silence)."""
+        start = first * self.config.hop_length - self.config.n_fft // 2
+        stop = start + self.config.n_samples(count)
+        inside = audio[:, max(start, 0) : max(stop, 0)]
+        left = min(max(-start, 0), stop - start)
+        return self.valid(F.pad(inside, (left, stop - start - left - inside.shape[-1])))
+
+    def valid(self, audio: Tensor) -> Tensor:
+        """[B, (frames - 1) · hop + n_fft] -> [B, mels, frames], with no padding at all."""
+        with torch.autocast(audio.device.type, enabled=False):
+            power = self.mel(audio.float())
+            return (torch.log(power + MEL_FLOOR) - self.config.mean) / self.config.std
