@@ -7,8 +7,6 @@ Loading is strict and runs no pickle.
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hear_jepa.atomic import atomic_path
 from hear_jepa.errors import CheckpointError
 from hear_jepa.frontend import FrontEndConfig
 from hear_jepa.vit import ViT, ViTConfig
@@ -74,18 +73,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype
         "provenance": json.dumps(checkpoint.provenance),
         "weights_sha256": weights_sha256(weights),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
+    with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata=header)
-        os.chmod(temporary, 0o644)
-        os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(descriptor)
     return file_sha256(path)
 
 
