@@ -20,7 +20,7 @@ class TargetConfig:
     """How targets are made."""
 
     domain: Literal["input", "latent"] = "input"
-    """input: the target encoder sees only the target patches; latent: it sees all, targets are picked from its output."""
+    """input: the target encoder sees only the target patches; latent: all, and targets are picked from its output."""
     top_layers: int = 1
     """1: the output of the last layer (the paper); K > 1: the mean of the normalised outputs of the last K blocks."""
 

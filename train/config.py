@@ -1,0 +1,194 @@
+"""Every option of a pretraining run, typed and documented, and the presets `tiny`, `small` and `paper`."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hear_jepa.errors import OptionError
+from hear_jepa.train.data import DataConfig
+from hear_jepa.train.jepa import TargetConfig
+from hear_jepa.train.losses import LossConfig
+from hear_jepa.train.masking import MaskConfig
+from hear_jepa.train.predictor import PredictorConfig
+from hear_jepa.vit import PATCH, ViTConfig
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoders, and the crop that they are trained on."""
+
+    width: int = 768
+    """Width of a token: tiny 192, small 384, base 768."""
+    depth: int = 12
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads: tiny 3, small 6, base 12."""
+    frames: int = 208
+    """Frames of a crop, 10 ms each; a multiple of 16 (the paper: 208, 320 and 640)."""
+
+    def vit(self, n_mels: int) -> ViTConfig:
+        """The architecture of both encoders."""
+        if self.frames < PATCH or self.frames % PATCH:
+            raise OptionError(f"--encoder.frames is {self.frames}: it must be a multiple of {PATCH}, such as 208")
+        return ViTConfig(self.width, self.depth, self.heads, n_mels // PATCH, self.frames // PATCH)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation."""
+
+    steps: int = 286_000
+    """Optimiser steps of the whole run (the paper: 300 epochs of AudioSet)."""
+    batch_size: int = 2048
+    """Crops of a step, over all ranks and accumulated micro-batches."""
+    accumulation: int = 1
+    """Micro-batches of a step on every rank: more of them need less memory."""
+    base_lr: float = 3e-4
+    """Peak learning rate for a batch of 256; it scales with the batch: lr = base_lr · batch_size / 256."""
+    warmup_share: float = 20 / 300
+    """Share of the steps in which the learning rate rises linearly."""
+    final_lr_share: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    weight_decay: float = 0.05
+    """AdamW's decay, on matrices only: not on biases, norms and the mask token."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    clip: float = 3.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    max_bad_steps: int = 20
+    """Steps in a row with a non-finite loss or gradient after which the run ends, its state saved."""
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.base_lr * self.batch_size / 256
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return max(1, round(self.warmup_share * self.steps))
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Momentum of the target encoder."""
+
+    start: float = 0.99995
+    """At the first step. The time constant is 1 / (1 - momentum) steps: choose it by the length of the run."""
+    end: float = 0.99999
+    """At the last step."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """How it goes from start to end."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how the numbers are computed."""
+
+    device: str = "auto"
+    """auto: cuda where there is one, mps, else cpu; or a torch device. Every rank takes its own GPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp32, or autocast; fp16 (the paper) with loss scaling. The log-mel and the loss are always float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the context encoder twice to keep fewer of them."""
+    threads: int = 0
+    """CPU threads of every rank; 0: torch's choice."""
+    cpu_ranks: int = 1
+    """On a CPU, started without torchrun: processes to spread over, each with its share of the cores."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is written down while the run goes on."""
+
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    collapse_every: int = 500
+    """Steps between looks at deviation and rank of the embeddings."""
+    probe_every: int = 5000
+    """Steps between online probes; 0: only at the end."""
+    probe_tasks: tuple[Path, ...] = ()
+    """Folders of HEAR-format tasks; only their training and validation splits are used."""
+    probe_clips: int = 500
+    """Clips of a task that an online probe uses at most."""
+    save_every: int = 1000
+    """Steps between saved states."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One pretraining run: it is a function of these options and the data."""
+
+    out: Path = Path("runs/jepa")
+    """Folder of the run: config, states, metrics, and at the end the checkpoint, report.png and masks.png."""
+    resume: bool = False
+    """Go on from the last saved state in `out`; every other option must be as it was."""
+    init_from: Path | None = None
+    """Start from the weights of this serving checkpoint instead of at random (warm start)."""
+    seed: int = 0
+    """Seed of weights, crops and masks."""
+    serve: Literal["auto", "context", "target"] = "auto"
+    """Encoder of the final checkpoint; auto: the one with the better probe, context where there is no probe."""
+    serve_layers: tuple[int, ...] = ()
+    """Layers that the final checkpoint serves by default; none: the last."""
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "tiny": (
+        "A shallow tiny encoder for two CPU cores and a few hours.",
+        TrainConfig(
+            out=Path("runs/tiny"),
+            encoder=EncoderConfig(width=192, depth=6, heads=3),
+            predictor=PredictorConfig(width=128, depth=3, heads=4),
+            mask=MaskConfig(context_share=0.3),
+            optim=OptimConfig(steps=20_000, batch_size=32, base_lr=4e-3, warmup_share=0.05),
+            ema=EmaConfig(0.998, 0.9999),
+        ),
+    ),
+    "small": (
+        "A small encoder for one GPU and a day.",
+        TrainConfig(
+            out=Path("runs/small"),
+            encoder=EncoderConfig(width=384, depth=12, heads=6),
+            predictor=PredictorConfig(width=256, depth=6, heads=8),
+            optim=OptimConfig(steps=200_000, batch_size=256, base_lr=5e-4, warmup_share=0.05),
+            ema=EmaConfig(0.9995, 0.99995),
+            compute=ComputeConfig(precision="bf16"),
+        ),
+    ),
+    "paper": (
+        "Every setting of the paper: ViT-Base, AudioSet, 8 GPUs.",
+        TrainConfig(out=Path("runs/paper"), compute=ComputeConfig(precision="fp16")),
+    ),
+}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Options as JSON-ready values, one dictionary a section."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Options whose values differ, as `section.option: saved -> now`."""
+    lines = []
+    for name in sorted(saved.keys() | now.keys()):
+        before, after = saved.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines

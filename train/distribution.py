@@ -1,0 +1,96 @@
+"""Ranks: torch's own DistributedDataParallel, started by torchrun, on GPUs (nccl) or CPUs (gloo)."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hear_jepa.errors import OptionError
+from hear_jepa.train.config import ComputeConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and shows progress."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; all ranks get the same answer."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over the ranks."""
+        if self.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.world_size
+        return value
+
+    def rows(self, batch: int) -> slice:
+        """This rank's rows of a batch that is spread over all ranks."""
+        share = batch // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+def start_ranks(config: ComputeConfig) -> Ranks:
+    """Join the process group that torchrun announces, or run alone."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = choose_device(config.device, local_rank)
+    if "RANK" not in os.environ:
+        return Ranks(0, 1, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop_ranks() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The named device, or with "auto" the best there is."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--compute.device is {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError(f"--compute.device is {name!r}, but torch sees no GPU: use auto or cpu")
+        return torch.device("cuda", local_rank if device.index is None else device.index)
+    return device
+
+
+def spread_over_cpu(config: ComputeConfig) -> None:
+    """Start this very command again under torchrun with `cpu_ranks` processes; returns where that is not asked for."""
+    if config.cpu_ranks <= 1 or "RANK" in os.environ or choose_device(config.device).type != "cpu":
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.cpu_ranks))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.cpu_ranks}"]
+    log.info("starting %d ranks of %s threads", config.cpu_ranks, os.environ["OMP_NUM_THREADS"])
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "hear_jepa.train", *sys.argv[1:]])
