@@ -69,7 +69,7 @@ class Task:
     @property
     def folds(self) -> tuple[Fold, ...]:
         """One fold of train/valid/test, or one a split: test = fold i, valid = the next, train = the rest."""
-        splits = tuple(self.clips)
+        splits = tuple(sorted(self.clips))  # in the order of their names, as heareval
         if set(splits) == set(TRAIN_VALID_TEST):
             return (Fold(("train",), "valid", "test"),)
         folds = []
