@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hear_jepa.train.centring import PositionMean
 from hear_jepa.train.losses import LossConfig, normalise, prediction_loss, variance_covariance
 from hear_jepa.train.masking import Mask
 from hear_jepa.train.predictor import PredictorConfig, build_predictor
@@ -23,6 +24,8 @@ class TargetConfig:
     """input: the target encoder sees only the target patches; latent: all, and targets are picked from its output."""
     top_layers: int = 1
     """1: the output of the last layer (the paper); K > 1: the mean of the normalised outputs of the last K blocks."""
+    centre: bool = False
+    """Subtract from every target the running mean of its position, so that only the sound is left to predict."""
 
 
 class Prediction(NamedTuple):
@@ -45,6 +48,7 @@ class JEPA(nn.Module):
         self.context_encoder = ViT(encoder)
         self.predictor = build_predictor(predictor, encoder)
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        self.position_mean = PositionMean(encoder.n_patches, encoder.width) if target.centre else None
 
     def forward(self, log_mel: Tensor, mask: Mask) -> Prediction:
         """log_mel [N, mels, frames]; a mask for each crop, or several: masks m·N … m·N + N - 1 are the m-th of each."""
@@ -69,6 +73,8 @@ class JEPA(nn.Module):
         target = outputs[0] if top == 1 else sum(F.layer_norm(x.float(), x.shape[-1:]) for x in outputs) / top
         if self.target_config.domain == "latent":
             target = take(_repeat(target, mask), mask.target)
+        if self.position_mean is not None:
+            target = self.position_mean(target, mask.target)
         return normalise(target) if self.loss_config.normalise_target else target
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

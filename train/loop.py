@@ -1,0 +1,309 @@
+"""The run: crops -> log-mel -> masks -> loss -> step -> moving average, with everything written down on the way."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from hear_jepa.atomic import atomic_path
+from hear_jepa.checkpoint import load_checkpoint, save_checkpoint
+from hear_jepa.errors import HearJepaError, OptionError
+from hear_jepa.frontend import FrontEndConfig, LogMel
+from hear_jepa.train import monitor
+from hear_jepa.train.config import TrainConfig, to_json
+from hear_jepa.train.data import corpus_statistics, crop_stream
+from hear_jepa.train.distribution import Ranks, start_ranks, stop_ranks
+from hear_jepa.train.jepa import JEPA
+from hear_jepa.train.masking import Mask, draw_masks
+from hear_jepa.train.optimisation import AUTOCAST, Optimiser
+from hear_jepa.train.record import Record
+from hear_jepa.train.report import draw_masks_picture, draw_report
+from hear_jepa.train.schedules import interpolate, warmup_cosine
+from hear_jepa.train.state import BEST, LATEST, StopRequest, load_state, save_state, stop_on_signals
+from hear_jepa.version import __version__
+
+log = logging.getLogger(__name__)
+
+ENCODER_FILE = "encoder.safetensors"
+MONITOR_CROPS = 128  # crops that the collapse statistics look at
+
+
+class DivergedError(HearJepaError):
+    """Too many steps in a row had a non-finite gradient."""
+
+
+class Run:
+    """One pretraining run. `train()` takes it from where it is to its end; everything it needs is in its config."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.ranks: Ranks = start_ranks(config.compute)
+        per_step = self.ranks.world_size * config.optim.accumulation
+        if config.optim.batch_size % per_step:
+            raise OptionError(
+                f"--optim.batch-size is {config.optim.batch_size}: it must be a multiple of {per_step} "
+                f"({self.ranks.world_size} ranks × {config.optim.accumulation} micro-batches)"
+            )
+        mean, std = corpus_statistics(config.data)
+        self.front_end = FrontEndConfig(mean=mean, std=std)
+        self.vit_config = config.encoder.vit(self.front_end.n_mels)
+        self.log_mel = LogMel(self.front_end).to(self.ranks.device)
+        torch.manual_seed(config.seed)
+        self.jepa = JEPA(self.vit_config, config.predictor, config.target, config.loss)
+        if config.init_from:
+            self._warm_start(config.init_from)
+        self.jepa.to(self.ranks.device)
+        self.jepa.context_encoder.gradient_checkpointing = config.compute.gradient_checkpointing
+        self.optimiser = Optimiser(
+            self.jepa.trained_parameters(), config.optim, config.compute, self.ranks.device
+        )
+        self.step, extra = 0, {}
+        if config.resume:
+            self.step, extra = load_state(config.out / LATEST, config, self.jepa, self.optimiser)
+        elif self.ranks.is_main and (config.out / LATEST).exists():
+            raise OptionError(f"{config.out} holds a run already: go on with it (--resume), or name another --out")
+        self.best_probe: float = extra.get("best_probe", -math.inf)
+        self.hours_before: float = extra.get("hours", 0.0)
+        self.started = time.monotonic()
+        self.forward = self._wrap(self.jepa)
+
+    # ---------------------------------------------------------------- the run
+
+    def train(self) -> Path:
+        """Run to the end, or to a signal. Returns the serving checkpoint, or the saved state where it was stopped."""
+        config = self.config
+        self._write_config()
+        crops = self._crops()
+        record = Record(config.out, self.step) if self.ranks.is_main else None
+        bar = tqdm(total=config.optim.steps, initial=self.step, disable=not self.ranks.is_main, unit="step")
+        bad_steps = 0
+        try:
+            with stop_on_signals() as stop, bar:
+                while self.step < config.optim.steps:
+                    waiting = time.monotonic()
+                    audio = next(crops)
+                    waited = time.monotonic() - waiting
+                    values, finite, log_mel = self._take_step(audio)
+                    bad_steps = 0 if finite else bad_steps + 1
+                    if bad_steps:
+                        log.warning("step %d: the gradient is not finite; skipped (%d in a row)", self.step, bad_steps)
+                    if record:
+                        record.step(self.step, values, waited, len(audio) * self.ranks.world_size, bar, finite)
+                    self.step += 1
+                    if bad_steps >= config.optim.max_bad_steps:
+                        raise DivergedError(
+                            f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
+                            f"{config.out}: lower --optim.base-lr, or raise the precision"
+                        )
+                    if self._stopping(stop):
+                        return config.out / LATEST
+                    self._look(record, log_mel)
+        finally:
+            if self.ranks.is_main:
+                self._save(LATEST)
+                if record:
+                    record.close()
+        return self._finish()
+
+    def _take_step(self, audio: Tensor) -> tuple[dict[str, Tensor | float], bool, Tensor]:
+        """One optimiser step on this rank's crops [B, samples]."""
+        config, total = self.config, self.config.optim.steps
+        log_mel = self.log_mel.valid(audio.to(self.ranks.device, non_blocking=True))  # [B, mels, frames]
+        mask = self._masks(len(audio))
+        micro = config.optim.accumulation
+        loss_sum = 0.0
+        for index in range(micro):
+            last = index == micro - 1
+            output = self._forward_backward(log_mel[index::micro], self._micro_mask(mask, index, len(audio)), last)
+            loss_sum = loss_sum + output.loss.detach() / micro
+        lr = warmup_cosine(
+            self.step,
+            total,
+            config.optim.warmup_steps,
+            config.optim.peak_lr,
+            config.optim.peak_lr * config.optim.final_lr_share,
+        )
+        norm, finite = self.optimiser.step(lr)
+        momentum = interpolate(self.step, total, config.ema.start, config.ema.end, config.ema.shape)
+        if finite:
+            self.jepa.update_target(momentum)
+        values = {"loss": loss_sum, "lr": lr, "tau": momentum, "grad_norm": norm}
+        if self.step % config.monitor.log_every == 0:
+            values["loss"] = self.ranks.mean(loss_sum)
+            values["cosine"] = monitor.cosine(output.predicted, output.target)
+        return values, finite, log_mel
+
+    def _forward_backward(self, log_mel: Tensor, mask: Mask, last: bool):
+        precision = AUTOCAST[self.config.compute.precision]
+        # gradients of the ranks are averaged once, in the last micro-batch
+        quiet = nullcontext() if last or self.forward is self.jepa else self.forward.no_sync()
+        with quiet:
+            with torch.autocast(self.ranks.device.type, precision, enabled=precision is not None):
+                output = self.forward(log_mel, mask)
+            self.optimiser.backward(output.loss / self.config.optim.accumulation)
+        return output
+
+    def _masks(self, n_crops: int) -> Mask:
+        """This rank's masks [M·B, K]: a function of seed and step, drawn for all ranks at once and shared out."""
+        config = self.config
+        generator = torch.Generator().manual_seed(hash_seed(config.seed, self.step))
+        batch, times = n_crops * self.ranks.world_size, config.mask.masks_per_crop
+        n_freq, n_time = self.vit_config.n_freq_patches, self.vit_config.n_time_patches
+        mask = draw_masks(config.mask, batch * times, n_freq, n_time, generator)
+        rows = self.ranks.rows(batch)
+        return Mask(*(part.unflatten(0, (times, batch))[:, rows].flatten(0, 1).to(self.ranks.device) for part in mask))
+
+    def _micro_mask(self, mask: Mask, index: int, n_crops: int) -> Mask:
+        step = self.config.optim.accumulation
+        return Mask(*(part.unflatten(0, (-1, n_crops))[:, index::step].flatten(0, 1) for part in mask))
+
+    def _stopping(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop; ranks agree, every few steps where asking costs a message."""
+        if self.ranks.world_size > 1 and self.step % 10:
+            return False
+        return self.ranks.any(bool(stop))
+
+    # ---------------------------------------------------------------- what is written down
+
+    def _look(self, record: Record | None, log_mel: Tensor) -> None:
+        every = self.config.monitor
+        if not self.ranks.is_main:
+            return
+        if self.step % every.collapse_every == 0:
+            self._look_for_collapse(record, log_mel[:MONITOR_CROPS])
+        if every.probe_every and self.step % every.probe_every == 0 and self.step < self.config.optim.steps:
+            self._probe(record)
+        if self.step % every.save_every == 0:
+            self._save(LATEST)
+
+    def _look_for_collapse(self, record: Record, log_mel: Tensor) -> None:
+        for name, encoder in self._encoders().items():
+            statistics = monitor.collapse_statistics(encoder, log_mel)
+            record.write(self.step, {f"{name}/{key}": value for key, value in statistics.items()})
+            if monitor.is_collapsed(statistics, self.vit_config.width):
+                record.write(self.step, {f"{name}/collapsed": 1.0})
+                log.warning("step %d: the %s encoder has collapsed: %s", self.step, name, statistics)
+
+    def _probe(self, record: Record) -> dict[str, dict[str, float]]:
+        """Probe both encoders; keep the state with the best validation score."""
+        scores = {}
+        if not self.config.monitor.probe_tasks:
+            return scores
+        for name in self._encoders():
+            checkpoint = self._snapshot(name, {})
+            tasks, clips = self.config.monitor.probe_tasks, self.config.monitor.probe_clips
+            scores[name] = monitor.probe(checkpoint, tasks, clips, self.ranks.device)
+            record.write(self.step, {f"{name}/probe/{task}": score for task, score in scores[name].items()})
+            log.info("step %d: %s encoder, probe %s", self.step, name, scores[name])
+        best = max(score["mean"] for score in scores.values())
+        if best > self.best_probe:
+            self.best_probe = best
+            self._save(BEST)
+        return scores
+
+    def _finish(self) -> Path:
+        """Last look, serving checkpoint, pictures."""
+        path = self.config.out / ENCODER_FILE
+        if self.ranks.is_main:
+            record = Record(self.config.out, self.step)
+            scores = self._probe(record)
+            record.close()
+            which = self.config.serve
+            if which == "auto":
+                which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
+            provenance = self._provenance(scores)
+            save_checkpoint(path, self._snapshot(which, provenance, self.config.serve_layers), torch.float16)
+            draw_report(self.config.out)
+            self._draw_masks()
+        return path
+
+    def _provenance(self, scores: dict) -> dict:
+        return {
+            "made_by": f"hear_jepa {__version__}",
+            "steps": self.step,
+            "crops": self.step * self.config.optim.batch_size,
+            "hours_of_training": round(self._hours(), 2),
+            "ranks": self.ranks.world_size,
+            "device": self.ranks.device.type,
+            "data": str(self.config.data.source),
+            "probe_validation": scores,
+            "config": to_json(self.config),
+        }
+
+    def _snapshot(self, which: str, provenance: dict, layers=()):
+        return monitor.snapshot(self._encoders()[which], self.front_end, which, layers, provenance)
+
+    def _draw_masks(self) -> None:
+        audio = next(self._crops())[:4]
+        log_mel = self.log_mel.valid(audio.to(self.ranks.device)).cpu()
+        generator = torch.Generator().manual_seed(self.config.seed)
+        grid = self.vit_config.n_freq_patches, self.vit_config.n_time_patches
+        mask = draw_masks(self.config.mask, len(audio), *grid, generator)
+        draw_masks_picture(self.config.out, log_mel, mask, *grid, self.config.mask.strategy)
+
+    def _write_config(self) -> None:
+        if self.ranks.is_main:
+            with atomic_path(self.config.out / "config.json") as temporary:
+                temporary.write_text(json.dumps(to_json(self.config), indent=2) + "\n")
+
+    def _save(self, name: str) -> None:
+        extra = {"best_probe": self.best_probe, "hours": self._hours()}
+        save_state(self.config.out / name, self.config, self.step, self.jepa, self.optimiser, extra)
+
+    def _hours(self) -> float:
+        return self.hours_before + (time.monotonic() - self.started) / 3600
+
+    # ---------------------------------------------------------------- parts
+
+    def _crops(self) -> Iterator[Tensor]:
+        return crop_stream(
+            self.config.data,
+            batch_size=self.config.optim.batch_size // self.ranks.world_size,
+            n_frames=self.config.encoder.frames,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            start_batch=self.step,
+        )
+
+    def _encoders(self) -> dict:
+        return {"context": self.jepa.context_encoder, "target": self.jepa.target_encoder}
+
+    def _wrap(self, jepa: JEPA):
+        model = torch.compile(jepa) if self.config.compute.compile else jepa
+        if self.ranks.world_size == 1:
+            return model
+        ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def _warm_start(self, path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        if checkpoint.encoder != self.vit_config:
+            raise OptionError(f"{path} holds another encoder ({checkpoint.encoder}) than the run's {self.vit_config}")
+        for encoder in self._encoders().values():
+            encoder.load_state_dict(checkpoint.weights)
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """One 63-bit seed for a pair of numbers, well mixed (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (z ^ (z >> 31)) >> 1
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a pretraining run to its end and return its serving checkpoint (or its saved state, where it was stopped)."""
+    try:
+        return Run(replace(config, out=Path(config.out))).train()
+    finally:
+        stop_ranks()

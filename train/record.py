@@ -1,0 +1,73 @@
+"""What a run writes down: metrics.jsonl, TensorBoard and the progress bar."""
+
+import json
+import time
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class Record:
+    """Metrics of a run, appended as they come. Lines of steps that a kill undid are taken out on resuming."""
+
+    def __init__(self, folder: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter  # a training library: not at import
+
+        self.path = folder / METRICS
+        kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] < step or step == 0]
+        self.path.write_text("".join(kept) if step else "")
+        self.file = self.path.open("a")
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        self._reset()
+
+    def step(
+        self, step: int, values: dict[str, Tensor | float], waited: float, crops: int, bar: tqdm, finite: bool
+    ) -> None:
+        """Take note of one step; a line is written for the steps that carry the full `values` (with a `cosine`)."""
+        self.waited += waited
+        self.crops += crops
+        self.bad_steps += not finite
+        bar.update(1)
+        if "cosine" not in values:
+            return
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        line = {name: float(value) for name, value in values.items()}
+        line |= {"crops_per_s": self.crops / seconds, "data_wait": self.waited / seconds, "bad_steps": self.bad_steps}
+        self.write(step, line)
+        bar.set_postfix_str(
+            f"loss {line['loss']:.4f} lr {line['lr']:.1e} τ {line['tau']:.5f} "
+            f"{line['crops_per_s']:.0f} crops/s, data wait {line['data_wait']:.0%}"
+        )
+        self._reset()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line and the same to TensorBoard."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self.file.close()
+        self.tensorboard.close()
+
+    def _reset(self) -> None:
+        self.since, self.waited, self.crops, self.bad_steps = time.monotonic(), 0.0, 0, 0
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """All lines of a run's metrics; a last line cut by a kill is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # only the last line can be half-written
+            break
+    return lines
