@@ -21,9 +21,14 @@ import torchaudio
 from hear_jepa.errors import AudioError
 
 SAMPLE_RATE = 16000
-# The headerless ones must not reach libsndfile: libsndfile would guess, and sometimes guess MP3.
-FFMPEG_SUFFIXES = frozenset(".g722 .gsm .m4a .m4b .mp4 .aac .wma .amr .ape .wv .tta .mka .webm .ac3 .3gp".split())
-SOUNDFILE_SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .snd .w64 .caf .rf64 .voc .wve".split())
+# Kept from libsndfile, which takes some headerless ones for MP3.
+FFMPEG_SUFFIXES = frozenset(
+    [".g722", ".gsm", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".ape", ".wv", ".tta", ".mka", ".webm", ".ac3"]
+    + [".it", ".mod", ".s3m", ".xm"]
+)
+SOUNDFILE_SUFFIXES = frozenset(
+    [".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".w64", ".caf", ".rf64", ".voc"]
+)
 LARGEST_DENOMINATOR = 1000
 LOWPASS_WIDTH = 16
 
@@ -180,7 +185,7 @@ class _FfmpegSource:
             raise AudioError(f"{path}: decoding {path.suffix} files needs ffmpeg; install it")
         command = [ffmpeg, "-v", "error", "-nostdin", "-i", str(path.absolute()), "-map", "0:a:0"]
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
-        self._messages = tempfile.TemporaryFile()  # a pipe that nobody reads would block a talkative ffmpeg
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe that nobody reads blocks a talkative ffmpeg)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
         header = self._process.stdout.read(24)
         if len(header) < 24:

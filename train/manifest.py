@@ -63,7 +63,7 @@ def parse_manifest(text: str | bytes, name: str) -> Manifest:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise CorpusError(f"{name} is not JSON ({error}); write it again with python -m hear_jepa.train.prepare") from error
+        raise CorpusError(f"{name} is not JSON ({error}); prepare the shards again") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CorpusError(f"{name} is not a manifest of {FORMAT}; make shards with python -m hear_jepa.train.prepare")
     if (version := content.pop("version", None)) != VERSION:

@@ -59,7 +59,7 @@ class ShardWriter:
             if later > self._index:
                 path.unlink()
         if size:
-            self._file = open(partial, "r+b")
+            self._file = open(partial, "r+b")  # noqa: SIM115 (open from clip to clip)
             self._file.truncate(size)
             self._file.seek(size)
         else:
@@ -69,7 +69,7 @@ class ShardWriter:
         """Write one clip and return the name of the shard that holds it."""
         shard, partial = self._paths(self._index)
         if self._file is None:
-            self._file = open(partial, "wb")
+            self._file = open(partial, "wb")  # noqa: SIM115
         text = json.dumps(description, ensure_ascii=False, sort_keys=True).encode()
         for name, data in ((f"{key}.flac", flac), (f"{key}.json", text)):
             self._file.write(_tar_header(name, len(data)) + data + b"\0" * (-len(data) % BLOCK))

@@ -1,0 +1,217 @@
+"""Any audio -> clean 16 kHz shards with a manifest.
+
+    python -m hear_jepa.train.prepare SRC… --out DIR
+    python -m hear_jepa.train.prepare SRC… --out DIR --domains domains.tsv --exclude TASKS --workers 8
+
+Finds every sound below the SRC folders; decodes it to 16 kHz mono; splits it at 30 s; leaves out what is silent,
+clipped to nothing, shorter than 0.25 s, or an exact duplicate, and, with --exclude, whatever also sounds in those
+folders; writes WebDataset tars of FLAC by domain, and manifest.json: hours by domain and source, licences, the mean and
+deviation of the log-mel, and every skipped file with the reason.
+
+Interrupted, it goes on where it stopped when the same command is given again, and the shards are byte for byte those of
+one go, with any number of workers. Without --domains the first folder below SRC names the domain. A mapping file is
+tab-separated, one rule a line below a line of column names:
+
+    pattern	domain	source	licence
+    kitchen/*	environment	my recordings	CC0
+    kitchen/radio/*	skip
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from hear_jepa.audio_files import find_audio
+from hear_jepa.errors import CorpusError, HearJepaError
+from hear_jepa.train.clips import Clip, Skipped, clips_of, log_mel_sums
+from hear_jepa.train.domains import SKIP, FolderNames, Mapping, Origin
+from hear_jepa.train.journal import Corpus
+from hear_jepa.train.manifest import FILE_NAME, Manifest, parse_manifest
+from hear_jepa.train.shards import encode_flac
+
+log = logging.getLogger(__name__)
+
+RECIPE = 1  # to be raised when the same input would give other shards
+TASKS_PER_WORKER = 4  # files under way: enough to keep workers busy, few enough to keep their results in memory
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to prepare: where it lies, its path below the source folder, what it is."""
+
+    path: Path
+    name: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """What a worker makes of a clip."""
+
+    key: str
+    flac: bytes
+    start_s: float
+    samples: int
+    log_mel: tuple[int, float, float]  # number, sum, sum of squares
+
+
+def prepare(
+    sources: Iterable[str | Path],
+    out: str | Path,
+    domains: str | Path | None = None,
+    exclude: Iterable[str | Path] = (),
+    workers: int | None = None,
+    shard_mb: float = 64.0,
+    progress: bool = True,
+) -> Manifest:
+    """Turn the sounds below the folders `sources` into shards and a manifest in `out`; see the module's description.
+
+    `domains` is a mapping file (`Mapping`); `exclude` lists folders whose sounds must not be in the corpus; `workers`
+    processes decode (default: one a core); a shard ends when it exceeds `shard_mb`. Raises CorpusError for a folder
+    that is missing or holds no audio, and for an `out` that holds other shards.
+    """
+    out = Path(out)
+    files, left_out = list_files(sources, domains)
+    exclude = [path for folder in exclude for path in _audio_below(folder)]
+    digest = _digest(files, left_out, exclude, shard_mb)
+    if (finished := _finished(out, digest)) is not None:
+        return finished
+    out.mkdir(parents=True, exist_ok=True)
+    workers = workers or os.cpu_count() or 1
+    corpus = Corpus(out, digest, int(shard_mb * 1e6))
+    try:
+        todo = files[corpus.files_done :]
+        results = _work(todo, workers)
+        bar = tqdm(zip(todo, results, strict=True), "prepare", len(files), unit="file", disable=not progress)
+        bar.update(corpus.files_done)
+        for file, clips in bar:
+            corpus.add_file(file, clips)
+            bar.set_postfix_str(f"{corpus.hours:.2f} h kept, {corpus.skipped_count} skipped", refresh=False)
+        return corpus.finish(left_out)
+    finally:
+        corpus.close()
+
+
+def list_files(
+    sources: Iterable[str | Path], domains: str | Path | None = None
+) -> tuple[list[SourceFile], list[Skipped]]:
+    """Find the sounds below `sources` -> (those to use, shuffled in a way that is always the same; those left out)."""
+    origin_of = Mapping(domains) if domains else FolderNames()
+    files, left_out = [], []
+    for root in map(Path, sources):
+        for path in _audio_below(root):
+            name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
+            name = os.fsencode(name).decode(errors="replace")  # not every file system writes UTF-8
+            origin = origin_of(root, name)
+            if origin.domain == SKIP:
+                left_out.append(Skipped(name, "left out by the mapping of domains"))
+            else:
+                files.append(SourceFile(path, name, origin))
+    if not files:
+        raise CorpusError(f"{domains}: the mapping leaves out all {len(left_out)} files; check its patterns")
+    # Neighbours in a folder sound alike; a shard should not be all of one kind.
+    files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    return files, left_out
+
+
+def _audio_below(folder: str | Path) -> list[Path]:
+    folder = Path(folder)
+    if not folder.exists():
+        raise CorpusError(f"{folder}: no such folder")
+    found = [folder] if folder.is_file() else find_audio(folder)
+    if not found:
+        raise CorpusError(f"{folder}: no audio in it (no wav, flac, ogg, opus, mp3, m4a, g722, … file, at any depth)")
+    return found
+
+
+def _digest(files: list[SourceFile], left_out: list[Skipped], exclude: list[Path], shard_mb: float) -> str:
+    """A name for everything that decides what the shards hold, without reading the audio."""
+    digest = hashlib.sha256(json.dumps([RECIPE, shard_mb]).encode())
+    for file in files:
+        digest.update(repr((file.name, astuple(file.origin), file.path.stat().st_size)).encode())
+    digest.update(repr([item.path for item in left_out]).encode())
+    digest.update(repr(sorted((path.name, path.stat().st_size) for path in exclude)).encode())
+    return digest.hexdigest()
+
+
+def _finished(out: Path, digest: str) -> Manifest | None:
+    """Return the manifest in `out` if it is of this very input; refuse a folder that holds other shards."""
+    if not (out / FILE_NAME).exists():
+        return None
+    manifest = parse_manifest((out / FILE_NAME).read_bytes(), str(out / FILE_NAME))
+    if manifest.input_sha256 == digest and all((out / shard["file"]).exists() for shard in manifest.shards):
+        log.info("%s is complete already", out)
+        return manifest
+    raise CorpusError(f"{out} already holds shards of other audio or other settings; choose another --out or delete it")
+
+
+def _work(files: list[SourceFile], workers: int) -> Iterator[list[EncodedClip | Skipped]]:
+    """Encode the files, in parallel, and yield the results in the order of the files."""
+    if workers == 1 or len(files) < 2:
+        yield from map(encode_file, files)
+        return
+    # Forking a process in which torch has started threads can hang, so the workers are fresh.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+        under_way = deque()
+        for file in files:
+            under_way.append(pool.submit(encode_file, file))
+            if len(under_way) >= workers * TASKS_PER_WORKER:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
+    """Decode, split, check and encode one file: the work of a worker."""
+    return [item if isinstance(item, Skipped) else _encode(item) for item in clips_of(file.path, file.name)]
+
+
+def _encode(clip: Clip) -> EncodedClip:
+    sums = log_mel_sums(clip.samples)
+    return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples), sums)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; a mistake of the user's becomes one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hear_jepa.train.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", metavar="SRC", help="folder of sounds, searched at any depth")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and manifest.json")
+    parser.add_argument("--domains", metavar="FILE", help="tab-separated mapping: pattern, domain, source, licence")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="DIR", help="leave out what also sounds in here")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: one a core)")
+    parser.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="size at which a shard ends (64)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        manifest = prepare(**vars(arguments))
+    except HearJepaError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+    for name, domain in manifest.domains.items():
+        log.info("%s: %.2f h in %d clips", name, domain["hours"], domain["clips"])
+    log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), Path(arguments.out) / FILE_NAME)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
