@@ -1,0 +1,57 @@
+"""Claims about the monitor: RankMe counts directions; content statistics do not mistake positions for content; a
+constant encoder, one that repeats positions and one of few directions are called collapsed, a healthy one is not."""
+
+import pytest
+import torch
+
+from hear_jepa.train.monitor import collapse_statistics, is_collapsed, rank_me
+from hear_jepa.vit import ViT, ViTConfig
+
+CONFIG = ViTConfig(width=64, depth=2, heads=2, n_time_patches=4)
+
+
+def log_mel(n=64):
+    return torch.randn(n, 80, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rank", [1, 5, 40])
+def test_rank_me_of_orthogonal_directions(rank):
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).Q
+    assert rank_me(basis[:rank]) == pytest.approx(rank, rel=0.01)
+
+
+def test_a_healthy_encoder_is_not_collapsed():
+    torch.manual_seed(0)
+    statistics = collapse_statistics(ViT(CONFIG), log_mel())
+    assert statistics["content_std"] > 0.3
+    assert statistics["rank_me"] > 0.5 * CONFIG.width
+    assert not is_collapsed(statistics, CONFIG.width)
+
+
+def test_an_encoder_that_repeats_the_position_is_collapsed():
+    encoder = ViT(CONFIG)
+    torch.nn.init.zeros_(encoder.patch_embed.proj.weight)  # deaf
+    statistics = collapse_statistics(encoder, log_mel())
+    assert statistics["std"] > 0.1  # the plain deviation does not notice
+    assert statistics["content_std"] < 1e-3
+    assert is_collapsed(statistics, CONFIG.width)
+
+
+def test_an_encoder_of_one_direction_is_collapsed():
+    encoder = ViT(CONFIG)
+    weight = encoder.patch_embed.proj.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(CONFIG.width, 1) @ torch.ones(1, weight.shape[1]))
+        encoder.pos_embed.zero_()
+        for block in encoder.blocks:
+            torch.nn.init.zeros_(block.attn.proj.weight)
+            torch.nn.init.zeros_(block.mlp.fc2.weight)
+    statistics = collapse_statistics(encoder, log_mel())
+    assert statistics["rank_me"] < 3
+    assert is_collapsed(statistics, width=192)
+
+
+def test_looking_leaves_the_encoder_in_its_mode():
+    encoder = ViT(CONFIG).train()
+    collapse_statistics(encoder, log_mel(4))
+    assert encoder.training
