@@ -1,0 +1,99 @@
+"""The three functions of the HEAR 2021 API (https://hearbenchmark.com/hear-api.html)."""
+
+import inspect
+import warnings
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hear_jepa.checkpoint import Checkpoint, load_checkpoint
+from hear_jepa.embedder import Embedder
+from hear_jepa.errors import AudioError, OptionError
+
+DEFAULT_MODEL = "tiny"
+SUFFIX = ".safetensors"
+OPTIONS = tuple(inspect.signature(Embedder).parameters)[1:]
+
+
+def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
+    """Load an encoder for `get_scene_embeddings` and `get_timestamp_embeddings`.
+
+    model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), or a path;
+    options: `hop_ms`, `layers`, `precision`, `batch_windows`, as `Embedder` describes them.
+    Raises `OptionError` for an unknown name or option, `CheckpointError` for a file that cannot be served.
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise OptionError(f"unknown option {', '.join(unknown)}: the options are {', '.join(OPTIONS)}")
+    checkpoint = open_checkpoint(model_file_path)
+    if checkpoint.untrained:
+        name = model_file_path or DEFAULT_MODEL
+        warnings.warn(f"the weights of {name} are untrained: its embeddings are those of chance", stacklevel=2)
+    return Embedder(checkpoint, **options)
+
+
+def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
+    """One embedding a clip: the mean over time of its columns of 160 ms.
+
+    audio: float [n_sounds, n_samples] at 16 kHz, on any device (moved to the model's).
+    Returns float32 [n_sounds, model.scene_embedding_size] on the model's device. Raises `AudioError`.
+    """
+    return model.scenes(check_audio(audio))
+
+
+def get_timestamp_embeddings(audio: Tensor, model: Embedder) -> tuple[Tensor, Tensor]:
+    """Embeddings every `model.hop_ms` milliseconds.
+
+    audio: float [n_sounds, n_samples] at 16 kHz, on any device (moved to the model's).
+    Returns float32 embeddings [n_sounds, n_timestamps, model.timestamp_embedding_size] and timestamps
+    [n_sounds, n_timestamps], each the centre in ms of the 160 ms embedded, on the model's device. Raises `AudioError`.
+    """
+    return model.timestamps(check_audio(audio))
+
+
+def shipped_models() -> list[str]:
+    """Names that `load_model` knows."""
+    found = (entry.name for entry in files("hear_jepa.weights").iterdir())
+    return sorted(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX))
+
+
+def open_checkpoint(model_file_path: str | Path = "") -> Checkpoint:
+    """The checkpoint that a name, a path, or nothing (the default) stands for."""
+    name = str(model_file_path) or DEFAULT_MODEL
+    if name in shipped_models():
+        with as_file(files("hear_jepa.weights") / f"{name}{SUFFIX}") as path:
+            return load_checkpoint(path)
+    path = Path(name)
+    if not path.exists() and path.name == name and not path.suffix:
+        raise OptionError(f"there is no model {name!r}: give a path, or one of {', '.join(shipped_models())}")
+    return load_checkpoint(path)
+
+
+def check_audio(audio: Tensor) -> Tensor:
+    """Raise `AudioError`, each fault with its own message, unless this is a batch of clips that can be embedded."""
+    wanted = "give a float tensor [n_sounds, n_samples] at 16 kHz"
+    if not isinstance(audio, Tensor):
+        raise AudioError(f"audio is a {type(audio).__name__}: {wanted}")
+    shape = tuple(audio.shape)
+    if audio.dim() == 3 and shape[1] == 1:
+        raise AudioError(f"audio has shape {shape}, with a channel axis: squeeze it, {wanted}")
+    if audio.dim() == 3:
+        raise AudioError(f"audio has shape {shape}, {shape[1]} channels: mix it to mono, {wanted}")
+    if audio.dim() == 1:
+        raise AudioError(f"audio has shape {shape}, one clip without a batch axis: audio[None], {wanted}")
+    if audio.dim() != 2:
+        raise AudioError(f"audio has {audio.dim()} axes, {shape}: {wanted}")
+    if not audio.is_floating_point():
+        raise AudioError(f"audio is {audio.dtype}: {wanted} with samples in [-1, 1] (16-bit integers: divide by 32768)")
+    if shape[0] == 0:
+        raise AudioError(f"audio has shape {shape}, an empty batch: {wanted}")
+    if shape[1] == 0:
+        raise AudioError(f"audio has shape {shape}, no samples: {wanted}")
+    finite = torch.isfinite(audio).all(1)
+    if not finite.all():
+        clips = (~finite).nonzero().flatten().tolist()
+        raise AudioError(f"audio holds NaN or infinite samples in clip {', '.join(map(str, clips[:8]))} of {shape[0]}")
+    return audio
