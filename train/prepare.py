@@ -26,6 +26,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +38,7 @@ from hear_jepa.audio_files import find_audio
 from hear_jepa.errors import CorpusError, HearJepaError
 from hear_jepa.train.clips import Clip, Skipped, clips_of, log_mel_sums
 from hear_jepa.train.domains import SKIP, FolderNames, Mapping, Origin
+from hear_jepa.train.exclusion import Exclusions, excluded_clips
 from hear_jepa.train.journal import Corpus
 from hear_jepa.train.manifest import FILE_NAME, Manifest, parse_manifest
 from hear_jepa.train.shards import encode_flac
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 RECIPE = 1  # to be raised when the same input would give other shards
 TASKS_PER_WORKER = 4  # files under way: enough to keep workers busy, few enough to keep their results in memory
+_exclusions: Exclusions | None = None
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,17 @@ def prepare(
     """
     out = Path(out)
     files, left_out = list_files(sources, domains)
-    exclude = [path for folder in exclude for path in _audio_below(folder)]
-    digest = _digest(files, left_out, exclude, shard_mb)
+    excluded_files = [path for folder in exclude for path in _audio_below(folder)]
+    digest = _digest(files, left_out, excluded_files, shard_mb)
     if (finished := _finished(out, digest)) is not None:
         return finished
     out.mkdir(parents=True, exist_ok=True)
     workers = workers or os.cpu_count() or 1
     corpus = Corpus(out, digest, int(shard_mb * 1e6))
     try:
+        exclusions = _index(excluded_files, workers, progress)
         todo = files[corpus.files_done :]
-        results = _work(todo, workers)
+        results = _in_order(encode_file, todo, workers, exclusions)
         bar = tqdm(zip(todo, results, strict=True), "prepare", len(files), unit="file", disable=not progress)
         bar.update(corpus.files_done)
         for file, clips in bar:
@@ -157,32 +161,51 @@ def _finished(out: Path, digest: str) -> Manifest | None:
     raise CorpusError(f"{out} already holds shards of other audio or other settings; choose another --out or delete it")
 
 
-def _work(files: list[SourceFile], workers: int) -> Iterator[list[EncodedClip | Skipped]]:
-    """Encode the files, in parallel, and yield the results in the order of the files."""
-    if workers == 1 or len(files) < 2:
-        yield from map(encode_file, files)
+def _index(files: list[Path], workers: int, progress: bool) -> Exclusions | None:
+    if not files:
+        return None
+    results = _in_order(excluded_clips, files, workers, None)
+    bar = tqdm(results, "listen to what is excluded", len(files), unit="file", disable=not progress)
+    clips = [clip for clips in bar for clip in clips]
+    return Exclusions(clips) if clips else None
+
+
+def _in_order(function, items: list, workers: int, exclusions: Exclusions | None) -> Iterator[list]:
+    """Yield `function(item)` for all items in their order, computed in parallel."""
+    if workers == 1 or len(items) < 2:
+        _start_worker(exclusions, threads=torch.get_num_threads())
+        yield from map(function, items)
         return
     # Forking a process in which torch has started threads can hang, so the workers are fresh.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (exclusions,))
+    try:
         under_way = deque()
-        for file in files:
-            under_way.append(pool.submit(encode_file, file))
+        for item in items:
+            under_way.append(pool.submit(function, item))
             if len(under_way) >= workers * TASKS_PER_WORKER:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise CorpusError("a decoding process died (out of memory?); try again with fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    torch.set_num_threads(1)
+def _start_worker(exclusions: Exclusions | None, threads: int = 1) -> None:
+    global _exclusions  # set once in a worker's life: too large to send along with every file
+    _exclusions = exclusions
+    torch.set_num_threads(threads)
 
 
 def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
     """Decode, split, check and encode one file: the work of a worker."""
-    return [item if isinstance(item, Skipped) else _encode(item) for item in clips_of(file.path, file.name)]
+    return [item if isinstance(item, Skipped) else _encode(item, file) for item in clips_of(file.path, file.name)]
 
 
-def _encode(clip: Clip) -> EncodedClip:
+def _encode(clip: Clip, file: SourceFile) -> EncodedClip | Skipped:
+    if _exclusions is not None and (match := _exclusions.match(clip)):
+        return Skipped(f"{file.name} from {clip.start_s:g} s", f"excluded: the same sound as {match}")
     sums = log_mel_sums(clip.samples)
     return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples), sums)
 
