@@ -2,6 +2,8 @@
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hear_jepa.checkpoint import Checkpoint, load_checkpoint
+from hear_jepa.checkpoint import load_checkpoint
 from hear_jepa.embedder import Embedder
 from hear_jepa.errors import AudioError, OptionError
 
@@ -28,7 +30,8 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise OptionError(f"unknown option {', '.join(unknown)}: the options are {', '.join(OPTIONS)}")
-    checkpoint = open_checkpoint(model_file_path)
+    with checkpoint_file(model_file_path) as path:
+        checkpoint = load_checkpoint(path)
     if checkpoint.untrained:
         name = model_file_path or DEFAULT_MODEL
         warnings.warn(f"the weights of {name} are untrained: its embeddings are those of chance", stacklevel=2)
@@ -60,16 +63,18 @@ def shipped_models() -> list[str]:
     return sorted(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX))
 
 
-def open_checkpoint(model_file_path: str | Path = "") -> Checkpoint:
-    """The checkpoint that a name, a path, or nothing (the default) stands for."""
+@contextmanager
+def checkpoint_file(model_file_path: str | Path = "") -> Iterator[Path]:
+    """The file that a name, a path, or nothing (the default) stands for; inside a zipped package, a copy of it."""
     name = str(model_file_path) or DEFAULT_MODEL
-    if name in shipped_models():
-        with as_file(files("hear_jepa.weights") / f"{name}{SUFFIX}") as path:
-            return load_checkpoint(path)
     path = Path(name)
-    if not path.exists() and path.name == name and not path.suffix:
+    if name in shipped_models():
+        with as_file(files("hear_jepa.weights") / f"{name}{SUFFIX}") as shipped:
+            yield shipped
+    elif path.exists() or path.suffix or path.name != name:
+        yield path
+    else:
         raise OptionError(f"there is no model {name!r}: give a path, or one of {', '.join(shipped_models())}")
-    return load_checkpoint(path)
 
 
 def check_audio(audio: Tensor) -> Tensor:

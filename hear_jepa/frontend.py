@@ -1,6 +1,9 @@
 """Waveform -> standardised log-mel spectrogram, on the device of the model, by nnAudio."""
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +12,7 @@ from nnAudio.features.mel import MelSpectrogram
 from torch import Tensor, nn
 
 MEL_FLOOR = torch.finfo(torch.float32).eps  # added to the power before the logarithm
+_CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,17 @@ class LogMel(nn.Module):
 
     def valid(self, audio: Tensor) -> Tensor:
         """[B, (frames - 1) · hop + n_fft] -> [B, mels, frames], with no padding at all."""
-        with torch.autocast(audio.device.type, enabled=False):
+        with full_float32(audio.device.type):
             power = self.mel(audio.float())
             return (torch.log(power + MEL_FLOOR) - self.config.mean) / self.config.std
+
+
+@contextmanager
+def full_float32(device_type: str) -> Iterator[None]:
+    """Turn off autocast and TF32 convolutions: CUDA's default, whose 10-bit mantissa would show in quiet bands."""
+    with torch.autocast(device_type, enabled=False):
+        if device_type == "cuda":
+            with _CUDNN_FLAGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        else:
+            yield
