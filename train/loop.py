@@ -5,14 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from hear_jepa.atomic import atomic_path
 from hear_jepa.checkpoint import load_checkpoint, save_checkpoint
@@ -83,36 +82,31 @@ class Run:
         config = self.config
         self._write_config()
         crops = self._crops()
-        record = Record(config.out, self.step) if self.ranks.is_main else None
-        bar = tqdm(total=config.optim.steps, initial=self.step, disable=not self.ranks.is_main, unit="step")
         bad_steps = 0
-        try:
-            with stop_on_signals() as stop, bar:
-                while self.step < config.optim.steps:
-                    waiting = time.monotonic()
-                    audio = next(crops)
-                    waited = time.monotonic() - waiting
-                    values, finite, log_mel = self._take_step(audio)
-                    bad_steps = 0 if finite else bad_steps + 1
-                    if bad_steps:
-                        log.warning("step %d: the gradient is not finite; skipped (%d in a row)", self.step, bad_steps)
-                    if record:
-                        record.step(self.step, values, waited, len(audio) * self.ranks.world_size, bar, finite)
-                    self.step += 1
-                    if bad_steps >= config.optim.max_bad_steps:
-                        raise DivergedError(
-                            f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
-                            f"{config.out}: lower --optim.base-lr, or raise the precision"
-                        )
-                    if self._stopping(stop):
-                        return config.out / LATEST
-                    self._look(record, log_mel)
-        finally:
-            if self.ranks.is_main:
-                self._save(LATEST)
+        with self._recording() as record, stop_on_signals() as stop:
+            while self.step < config.optim.steps:
+                waiting = time.monotonic()
+                audio = next(crops)
+                waited = time.monotonic() - waiting
+                values, finite, log_mel = self._take_step(audio)
+                self.step += 1
+                bad_steps = 0 if finite else bad_steps + 1
+                if bad_steps:
+                    log.warning("step %d: the gradient is not finite; skipped (%d in a row)", self.step, bad_steps)
                 if record:
-                    record.close()
-        return self._finish()
+                    record.take(self.step, values, waited, len(audio) * self.ranks.world_size, finite)
+                if bad_steps >= config.optim.max_bad_steps:
+                    self._save(LATEST)
+                    raise DivergedError(
+                        f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
+                        f"{config.out}: lower --optim.base-lr, or raise the precision"
+                    )
+                if self._stopping(stop):
+                    return self._save(LATEST)
+                if record:
+                    self._look(record, log_mel)
+            self._save(LATEST)
+            return self._finish(record) if record else config.out / ENCODER_FILE
 
     def _take_step(self, audio: Tensor) -> tuple[dict[str, Tensor | float], bool, Tensor]:
         """One optimiser step on this rank's crops [B, samples]."""
@@ -137,7 +131,7 @@ class Run:
         if finite:
             self.jepa.update_target(momentum)
         values = {"loss": loss_sum, "lr": lr, "tau": momentum, "grad_norm": norm}
-        if self.step % config.monitor.log_every == 0:
+        if (self.step + 1) % config.monitor.log_every == 0:
             values["loss"] = self.ranks.mean(loss_sum)
             values["cosine"] = monitor.cosine(output.predicted, output.target)
         return values, finite, log_mel
@@ -174,10 +168,14 @@ class Run:
 
     # ---------------------------------------------------------------- what is written down
 
-    def _look(self, record: Record | None, log_mel: Tensor) -> None:
-        every = self.config.monitor
+    def _recording(self):
+        """The run's record on the main rank, nothing on the others."""
         if not self.ranks.is_main:
-            return
+            return nullcontext()
+        return closing(Record(self.config.out, self.step, self.config.optim.steps))
+
+    def _look(self, record: Record, log_mel: Tensor) -> None:
+        every = self.config.monitor
         if self.step % every.collapse_every == 0:
             self._look_for_collapse(record, log_mel[:MONITOR_CROPS])
         if every.probe_every and self.step % every.probe_every == 0 and self.step < self.config.optim.steps:
@@ -210,20 +208,16 @@ class Run:
             self._save(BEST)
         return scores
 
-    def _finish(self) -> Path:
+    def _finish(self, record: Record) -> Path:
         """Last look, serving checkpoint, pictures."""
+        scores = self._probe(record)
+        which = self.config.serve
+        if which == "auto":
+            which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
         path = self.config.out / ENCODER_FILE
-        if self.ranks.is_main:
-            record = Record(self.config.out, self.step)
-            scores = self._probe(record)
-            record.close()
-            which = self.config.serve
-            if which == "auto":
-                which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
-            provenance = self._provenance(scores)
-            save_checkpoint(path, self._snapshot(which, provenance, self.config.serve_layers), torch.float16)
-            draw_report(self.config.out)
-            self._draw_masks()
+        save_checkpoint(path, self._snapshot(which, self._provenance(scores), self.config.serve_layers), torch.float16)
+        draw_report(self.config.out)
+        self._draw_masks()
         return path
 
     def _provenance(self, scores: dict) -> dict:
@@ -255,9 +249,12 @@ class Run:
             with atomic_path(self.config.out / "config.json") as temporary:
                 temporary.write_text(json.dumps(to_json(self.config), indent=2) + "\n")
 
-    def _save(self, name: str) -> None:
-        extra = {"best_probe": self.best_probe, "hours": self._hours()}
-        save_state(self.config.out / name, self.config, self.step, self.jepa, self.optimiser, extra)
+    def _save(self, name: str) -> Path:
+        path = self.config.out / name
+        if self.ranks.is_main:
+            extra = {"best_probe": self.best_probe, "hours": self._hours()}
+            save_state(path, self.config, self.step, self.jepa, self.optimiser, extra)
+        return path
 
     def _hours(self) -> float:
         return self.hours_before + (time.monotonic() - self.started) / 3600

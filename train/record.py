@@ -7,37 +7,38 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from hear_jepa.atomic import atomic_path
+
 METRICS = "metrics.jsonl"
 
 
 class Record:
     """Metrics of a run, appended as they come. Lines of steps that a kill undid are taken out on resuming."""
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, total: int):
         from torch.utils.tensorboard import SummaryWriter  # a training library: not at import
 
-        self.path = folder / METRICS
-        kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] < step or step == 0]
-        self.path.write_text("".join(kept) if step else "")
-        self.file = self.path.open("a")
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step] if step else []
+        with atomic_path(folder / METRICS) as temporary:
+            temporary.write_text("".join(kept))
+        self.file = (folder / METRICS).open("a")
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.bar = tqdm(total=total, initial=step, unit="step", smoothing=0.02)
         self._reset()
 
-    def step(
-        self, step: int, values: dict[str, Tensor | float], waited: float, crops: int, bar: tqdm, finite: bool
-    ) -> None:
-        """Take note of one step; a line is written for the steps that carry the full `values` (with a `cosine`)."""
+    def take(self, step: int, values: dict[str, Tensor | float], waited: float, crops: int, finite: bool) -> None:
+        """Take note of the step; a line is written for those that carry the full `values` (with a `cosine`)."""
         self.waited += waited
         self.crops += crops
         self.bad_steps += not finite
-        bar.update(1)
+        self.bar.update(1)
         if "cosine" not in values:
             return
         seconds = max(time.monotonic() - self.since, 1e-9)
         line = {name: float(value) for name, value in values.items()}
         line |= {"crops_per_s": self.crops / seconds, "data_wait": self.waited / seconds, "bad_steps": self.bad_steps}
         self.write(step, line)
-        bar.set_postfix_str(
+        self.bar.set_postfix_str(
             f"loss {line['loss']:.4f} lr {line['lr']:.1e} τ {line['tau']:.5f} "
             f"{line['crops_per_s']:.0f} crops/s, data wait {line['data_wait']:.0%}"
         )
@@ -51,7 +52,8 @@ class Record:
             self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both files."""
+        """Flush and close."""
+        self.bar.close()
         self.file.close()
         self.tensorboard.close()
 

@@ -1,0 +1,283 @@
+"""Claims about whole runs, on real audio:
+
+* on a few clips the loss falls by a factor of 5 and the run's checkpoint is one that `load_model` opens;
+* a run killed with SIGKILL at any step and resumed ends with bit-equal weights;
+* SIGTERM saves and ends cleanly;
+* accumulation, and two ranks over gloo, take the step that one rank takes with the joined batch;
+* with τ = 0 and no predictor the encoders collapse, and the monitor says so;
+* a non-finite loss stops the step, is counted, and after several in a row the run ends with its state saved;
+* a full disk leaves the last good state; other options on resuming, an old run in the way, a missing state, a damaged
+  one and unknown options are refused with a message.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import hear_jepa
+from hear_jepa.checkpoint import load_checkpoint
+from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
+from hear_jepa.train import loop
+from hear_jepa.train import state as state_module
+from hear_jepa.train.config import (
+    ComputeConfig,
+    EmaConfig,
+    EncoderConfig,
+    MonitorConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from hear_jepa.train.data import DataConfig
+from hear_jepa.train.masking import MaskConfig
+from hear_jepa.train.predictor import PredictorConfig
+from hear_jepa.train.record import read_metrics
+from hear_jepa.train.state import LATEST
+
+AUDIO = Path(__file__).parent / "tasks" / "sound_source-v1-small" / "16000" / "train"
+
+
+@pytest.fixture(scope="session")
+def sixteen_clips(tmp_path_factory):
+    """A folder with sixteen of the shipped clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    clips = sorted(next(path for path in (AUDIO, *AUDIO.parent.iterdir()) if path.is_dir()).glob("*"))[:16]
+    for clip in clips:
+        (folder / clip.name).write_bytes(clip.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def config(sixteen_clips, tmp_path):
+    """A run of seconds."""
+    return TrainConfig(
+        out=tmp_path / "run",
+        data=DataConfig(source=str(sixteen_clips)),
+        encoder=EncoderConfig(width=32, depth=2, heads=2, frames=96),
+        predictor=PredictorConfig(width=32, depth=1, heads=2),
+        optim=OptimConfig(steps=12, batch_size=8, base_lr=0.03),
+        ema=EmaConfig(0.9, 0.99),
+        monitor=MonitorConfig(log_every=1, collapse_every=5, save_every=3, probe_every=0),
+    )
+
+
+def command(config, *options):
+    """The command line of this run."""
+    flat = {
+        "out": config.out,
+        "data.source": config.data.source,
+        "encoder.width": 32,
+        "encoder.depth": 2,
+        "encoder.heads": 2,
+        "encoder.frames": 96,
+        "predictor.width": 32,
+        "predictor.depth": 1,
+        "predictor.heads": 2,
+        "optim.steps": config.optim.steps,
+        "optim.batch-size": 8,
+        "optim.base-lr": 0.03,
+        "ema.start": 0.9,
+        "ema.end": 0.99,
+        "monitor.log-every": 1,
+        "monitor.collapse-every": 1000,
+        "monitor.save-every": 3,
+        "monitor.probe-every": 0,
+        "compute.threads": 1,
+    }
+    arguments = [text for name, value in flat.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "hear_jepa.train", "tiny", *arguments, *options]
+
+
+def final_weights(folder):
+    return torch.load(folder / LATEST, weights_only=True)["jepa"]
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def test_overfits_sixteen_clips_and_serves_them(config):
+    config = replace(
+        config,
+        optim=OptimConfig(steps=300, batch_size=16, base_lr=0.05, warmup_share=0.05),
+        ema=EmaConfig(0.99, 0.999),
+        monitor=replace(config.monitor, collapse_every=100),
+    )
+    path = loop.train(config)
+    losses = [line["loss"] for line in read_metrics(config.out) if "loss" in line]
+    assert min(losses[-20:]) < losses[0] / 5
+    assert {"report.png", "masks.png", "config.json"} <= {file.name for file in config.out.iterdir()}
+    model = hear_jepa.load_model(str(path))
+    embeddings = hear_jepa.get_scene_embeddings(0.1 * torch.randn(2, 16000), model)
+    assert embeddings.shape == (2, 5 * 32) and embeddings.isfinite().all()
+    provenance = load_checkpoint(path).provenance
+    assert provenance["config"]["optim"]["steps"] == provenance["steps"] == 300
+    assert not load_checkpoint(path).untrained
+
+
+def test_killed_and_resumed_is_bit_equal(config, tmp_path):
+    config = replace(config, optim=replace(config.optim, steps=40))
+    uninterrupted = replace(config, out=tmp_path / "whole")
+    subprocess.run(command(uninterrupted), check=True, capture_output=True, timeout=300)
+
+    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    kill_at = random.SystemRandom().randint(4, 36)  # any step must do
+    wait_until(lambda: last_step(config.out) >= kill_at, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert last_step(config.out) < 40, "the run ended before it was killed"
+    subprocess.run(command(config, "--resume"), check=True, capture_output=True, timeout=300)
+
+    assert same(final_weights(config.out), final_weights(uninterrupted.out))
+    steps = [line["step"] for line in read_metrics(config.out) if "loss" in line]
+    assert steps == list(range(1, 41))  # what the kill undid is not told twice
+
+
+def test_sigterm_saves_and_ends_cleanly(config):
+    config = replace(config, optim=replace(config.optim, steps=5000))
+    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_until(lambda: last_step(config.out) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    saved = torch.load(config.out / LATEST, weights_only=True)["step"]
+    assert saved == last_step(config.out) < 5000
+
+
+def test_accumulation_takes_the_same_step(config, tmp_path):
+    whole, parts = config, replace(config, out=tmp_path / "parts", optim=replace(config.optim, accumulation=4))
+    loop.train(whole)
+    loop.train(parts)
+    for name, tensor in final_weights(whole.out).items():
+        torch.testing.assert_close(final_weights(parts.out)[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
+    one, two = config, replace(config, out=tmp_path / "two")
+    subprocess.run(command(one), check=True, capture_output=True, timeout=300)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = command(two)
+    subprocess.run([run[0], *torchrun, *run[1:]], check=True, capture_output=True, timeout=300, env=quiet())
+    for name, tensor in final_weights(one.out).items():
+        torch.testing.assert_close(final_weights(two.out)[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+def test_the_monitor_reports_collapse(config):
+    config = replace(
+        config,
+        predictor=replace(config.predictor, depth=0),
+        ema=EmaConfig(0.0, 0.0),
+        loss=replace(config.loss, kind="mse", normalise_target=False),
+        optim=OptimConfig(steps=150, batch_size=16, base_lr=0.05),
+        monitor=replace(config.monitor, collapse_every=50),
+    )
+    loop.train(config)
+    lines = [line for line in read_metrics(config.out) if "context/content_std" in line]
+    assert any("context/collapsed" in line for line in read_metrics(config.out))
+    assert lines[-1]["context/content_std"] < lines[0]["context/content_std"]
+
+
+def test_non_finite_steps_are_skipped_then_end_the_run(config, monkeypatch):
+    config = replace(config, optim=replace(config.optim, max_bad_steps=3))
+    clean = loop.crop_stream
+
+    def poisoned(*arguments, **options):
+        for number, batch in enumerate(clean(*arguments, **options)):
+            yield batch * float("nan") if number == 2 or number >= 5 else batch
+
+    monkeypatch.setattr(loop, "crop_stream", poisoned)
+    with pytest.raises(loop.DivergedError, match="3 steps in a row"):
+        loop.train(config)
+    assert all(tensor.isfinite().all() for tensor in final_weights(config.out).values())
+    bad = [line["step"] for line in read_metrics(config.out) if line.get("bad_steps")]
+    assert bad == [3, 6, 7, 8]
+
+
+def test_a_full_disk_leaves_the_last_good_state(config, monkeypatch):
+    loop.train(config)
+    before = (config.out / LATEST).read_bytes()
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state_module.torch, "save", full)
+    assert state_module.save_state(config.out / LATEST, config, 99, torch.nn.Linear(1, 1), FakeOptimiser(), {}) is False
+    assert (config.out / LATEST).read_bytes() == before
+    assert not [path for path in config.out.iterdir() if ".part" in path.name]
+
+
+class FakeOptimiser:
+    def state_dict(self):
+        return {}
+
+
+def test_refusals(config, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        loop.train(replace(config, resume=True))
+    loop.train(config)
+    with pytest.raises(OptionError, match="holds a run already"):
+        loop.train(config)
+    with pytest.raises(OptionError, match=r"optim\.base_lr: 0\.03 -> 0\.5"):
+        loop.train(replace(config, resume=True, optim=replace(config.optim, base_lr=0.5)))
+    (config.out / LATEST).write_bytes((config.out / LATEST).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        loop.train(replace(config, resume=True))
+    with pytest.raises(OptionError, match="multiple of 3"):
+        loop.train(replace(config, out=tmp_path / "x", optim=replace(config.optim, accumulation=3)))
+    with pytest.raises(HearJepaError, match="multiple of 16"):
+        loop.train(replace(config, out=tmp_path / "x", encoder=replace(config.encoder, frames=100)))
+    with pytest.raises(HearJepaError, match="torch sees no GPU|device"):
+        loop.train(replace(config, out=tmp_path / "x", compute=ComputeConfig(device="cuda:99x")))
+
+
+def test_unknown_options_are_refused(config):
+    result = subprocess.run(command(config, "--optim.momentumm", "1"), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert "momentumm" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("strategy", ["multi-block", "time"])
+def test_every_strategy_and_domain_trains(config, strategy):
+    config = replace(
+        config,
+        encoder=replace(config.encoder, frames=208),
+        mask=MaskConfig(strategy, masks_per_crop=2),
+        target=replace(config.target, domain="latent", top_layers=2, centre=True),
+        optim=replace(config.optim, steps=4),
+        compute=ComputeConfig(precision="bf16", gradient_checkpointing=True),
+    )
+    path = loop.train(config)
+    assert load_checkpoint(path).provenance["config"]["mask"]["strategy"] == strategy
+    assert all(line["loss"] > 0 for line in read_metrics(config.out) if "loss" in line)
+
+
+def last_step(folder):
+    lines = [line["step"] for line in read_metrics(folder) if "loss" in line]
+    return lines[-1] if lines else -1
+
+
+def wait_until(condition, process, limit_s=240):
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "the run did not get there"
+        os.sched_yield()
+
+
+def quiet():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_config_is_written_as_resolved(config):
+    loop.train(replace(config, optim=replace(config.optim, steps=1)))
+    saved = json.loads((config.out / "config.json").read_text())
+    assert saved["optim"]["base_lr"] == 0.03 and saved["mask"]["strategy"] == "unstructured"
