@@ -59,7 +59,8 @@ def table(packages: list) -> str:
     hours = (f"{sum(package.hours[domain] for package in packages):.2f}" for domain in DOMAINS)
     rows.append((f"{len(packages)} packages", "", f"{sum(p.megabytes for p in packages):.1f}", *hours, ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def main(argv: list[str] | None = None) -> int:
