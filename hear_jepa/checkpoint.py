@@ -110,7 +110,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its configuration cannot be read ({error}); export the file again") from error
-    _check_shapes(path, checkpoint)
+    check_shapes(path, checkpoint)
     return checkpoint
 
 
@@ -173,7 +173,8 @@ def _strict(kind: type, values: dict[str, Any]) -> Any:
     return kind(**values)
 
 
-def _check_shapes(path: Path, checkpoint: Checkpoint) -> None:
+def check_shapes(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` unless the weights are, tensor by tensor, those that the configuration describes."""
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in ViT(checkpoint.encoder).state_dict().items()}
     found = {name: tuple(t.shape) for name, t in checkpoint.weights.items()}
