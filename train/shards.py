@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,40 @@ def encode_flac(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+class DamagedFlac(ValueError):
+    """Bytes that are no FLAC file, or not all of one."""
+
+
 def decode_flac(data: bytes) -> np.ndarray:
-    """The bytes of a FLAC file -> int16 [n]; raises soundfile.LibsndfileError where they are damaged."""
-    samples, _ = soundfile.read(io.BytesIO(data), dtype="int16")
+    """The bytes of a FLAC file -> int16 [n]; raises DamagedFlac."""
+    return read_flac(data, 0, flac_length(data))
+
+
+def read_flac(data: bytes, start: int, count: int) -> np.ndarray:
+    """Decode int16 [count] from sample `start` of the bytes of a FLAC file; raises DamagedFlac."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            file.seek(start)
+            samples = file.read(count, dtype="int16")
+    except soundfile.LibsndfileError as error:
+        raise DamagedFlac(f"damaged FLAC ({error.error_string})") from error
+    if not 0 < len(samples) == count:
+        raise DamagedFlac(f"damaged FLAC ({len(samples)} of {count} samples decoded)")
     return samples
+
+
+def flac_length(data: bytes) -> int:
+    """Samples of a FLAC file, from its header; 0 for anything else."""
+    return int.from_bytes(data[18:26], "big") & (1 << 36) - 1 if data[:4] == b"fLaC" else 0
+
+
+def read_flacs(stream) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of the FLAC files in a tar read from a binary stream; raises tarfile.TarError or OSError."""
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            if member.name.endswith(".flac"):
+                yield member.name, tar.extractfile(member).read()
+            tar.members = []  # or the tar remembers all members of a long shard
 
 
 class ShardWriter:
