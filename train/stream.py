@@ -1,8 +1,8 @@
 """Crops from shards that are read as they are needed: local or remote corpora of any size.
 
-Every loading process of every rank has its own shards: each epoch they are dealt out anew, by domain. It holds a group
-of them in memory, undecoded, draws `crops_per_clip` crops for each of their clips, and goes on to the next group. As the
-manifest says how many clips a shard has, a resumed run finds its group without reading the earlier ones.
+Every loading process of every rank has its own shards: each epoch they are dealt out anew, by domain. It holds a
+group of them in memory, undecoded, draws `crops_per_clip` crops for each of their clips, and goes on to the next group.
+As the manifest says how many clips a shard has, a resumed run finds its group without reading the earlier ones.
 """
 
 import itertools
@@ -175,8 +175,7 @@ class DomainStream:
             if self._split_clips:
                 flacs = flacs[self._unit :: self._units] or flacs
             if flacs:
-                lengths = np.array([flac_length(flac) for flac in flacs])
-                return CropRule(lengths, lambda clip, start, count: read_flac(flacs[clip], start, count), self._samples)
+                return flac_rule(flacs, self._samples)
         files = sorted({shard["file"] for shard in self._shards})
         raise CorpusError(f"{self._config.source}: cannot read {', '.join(files[:3])}, …; prepare the shards again")
 
@@ -193,3 +192,9 @@ class DomainStream:
         usable = [flac for flac in flacs if flac_length(flac)]
         self._skipped["clips"] += shard["clips"] - len(usable)
         return usable
+
+
+def flac_rule(flacs: list[bytes], samples: int) -> CropRule:
+    """Crops from FLAC files held in memory; only what a crop needs is decoded."""
+    lengths = np.array([flac_length(flac) for flac in flacs])
+    return CropRule(lengths, lambda clip, start, count: read_flac(flacs[clip], start, count), samples)
