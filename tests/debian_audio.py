@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
+from scipy.signal import butter, resample_poly, sosfiltfilt
 
 SAMPLE_RATE = 16000
 
@@ -71,9 +71,11 @@ def sound_catalogue(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def decode(source: Path | bytes) -> np.ndarray:
-    """A sound file or its content -> float64 [samples], 16 kHz, channels averaged."""
+    """A sound file or its content -> float64 [samples], 16 kHz, channels averaged, nothing below 20 Hz."""
     audio, rate = soundfile.read(io.BytesIO(source) if isinstance(source, bytes) else source, always_2d=True)
     mono = audio.mean(axis=1)
+    # Some recorders leave an offset or a drift louder than the sound: cut what lies below 20 Hz.
+    mono = sosfiltfilt(butter(2, 20, "highpass", fs=rate, output="sos"), mono)
     common = gcd(rate, SAMPLE_RATE)
     return mono if rate == SAMPLE_RATE else resample_poly(mono, SAMPLE_RATE // common, rate // common)
 
