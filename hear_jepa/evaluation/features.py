@@ -1,7 +1,6 @@
 """Clips -> embeddings by any HEAR module, once: kept on disk by weights, options and task."""
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hear_jepa.atomic import atomic_path
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.models import LoadedModel
 from hear_jepa.evaluation.tasks import Clip, Task
@@ -49,12 +49,11 @@ def embed_split(task: Task, split: str, model: LoadedModel, cache_dir: Path | No
         if path.is_file():
             with np.load(path) as stored:
                 return SplitFeatures(stored["values"], stored["counts"], stored["times_ms"])
-    features = embed_clips(task.clips[split], task.kind, task.sample_rate, model, f"{model.spec.text} {task.name} {split}")
+    label = f"{model.spec.text} {task.name} {split}"
+    features = embed_clips(task.clips[split], task.kind, task.sample_rate, model, label)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        np.savez(temporary, values=features.values, counts=features.counts, times_ms=features.times_ms)
-        os.replace(temporary, path)  # a killed run leaves no half file
+        with atomic_path(path) as temporary:
+            np.savez(temporary, values=features.values, counts=features.counts, times_ms=features.times_ms)
     return features
 
 

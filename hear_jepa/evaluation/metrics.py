@@ -1,4 +1,4 @@
-"""The scores of HEAR's scene tasks, on arrays: `predictions` [N, C] (any increasing score), `targets` [N, C] of 0 and 1.
+"""The scores of HEAR's scene tasks, on arrays: `predictions` [N, C], `targets` [N, C] of 0 and 1.
 
 Same definitions as in hear-eval-kit 2021.1.3. All lie in 0 … 1 except d-prime.
 """

@@ -106,8 +106,8 @@ def load_spec(spec: ModelSpec | str, device: str = "") -> LoadedModel:
         module = importlib.import_module(spec.module)
     except ImportError as error:
         raise OptionError(
-            f"model {spec.text!r}: cannot import {error.name or spec.module} ({error}); install it, check the spelling, "
-            f"or use one of the built-in {', '.join(FLOORS)}"
+            f"model {spec.text!r}: cannot import {error.name or spec.module} ({error}); install it, check the "
+            f"spelling, or use one of the built-in {', '.join(FLOORS)}"
         ) from error
     model = module.load_model(spec.weights, **spec.options) if spec.weights else module.load_model(**spec.options)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,13 +1,14 @@
 """Linear and nearest-neighbour probes of frozen features: pure functions of arrays and a seed.
 
 The linear probe is the paper's (section 4.2, after EVAR): standardised features, one linear layer, Adam on batches of
-128, early stopping on the validation score. In addition the learning rate is selected on the validation score, from a
-grid around the paper's 3e-5 that spans features of 100 to 4000 dimensions; all rates train at once, side by side in one
-wide layer.
+128, early stopping on the validation score. In addition the learning rate (the paper's 3e-5 and up, which suits features
+of 100 to 4000 dimensions) and an L2 penalty are selected on the validation score; all the candidates train at once, side
+by side in one wide layer.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,11 +24,17 @@ Predict = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores in 0 �
 class LinearConfig:
     """Settings of the linear probe."""
 
-    learning_rates: tuple[float, ...] = (3e-5, 3e-4, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-5, 3e-4, 3e-3, 3e-2)
+    penalties: tuple[float, ...] = (0.0, 1e-2)  # the loss gains half of this times the weights' squared norm
     batch_size: int = 128
     max_epochs: int = 200
     patience: int = 20  # epochs without a better validation score
     betas: tuple[float, float] = (0.9, 0.999)
+
+    @property
+    def candidates(self) -> list[tuple[float, float]]:
+        """Every learning rate with every penalty."""
+        return list(product(self.learning_rates, self.penalties))
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def linear_probe(
 
 
 class _WideLayer:
-    """One linear layer for every learning rate, side by side, each with its own Adam."""
+    """One linear layer for every candidate, side by side, each with its own Adam."""
 
     def __init__(
         self,
@@ -100,18 +107,19 @@ class _WideLayer:
         generator: torch.Generator,
         device: str,
     ):
-        rates = len(config.learning_rates)
+        n_candidates = len(config.candidates)
         bound = n_features**-0.5
         initial = (torch.rand(n_features, n_classes, generator=generator) * 2 - 1) * bound  # as torch's own Linear
         zeros = torch.zeros(1, n_classes)  # the last row is the bias
-        self.weights = torch.cat([initial, zeros]).repeat(1, rates).to(device)  # [D + 1, rates · C]
+        self.weights = torch.cat([initial, zeros]).repeat(1, n_candidates).to(device)  # [D + 1, candidates · C]
         self.moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
-        self.rates = torch.tensor(config.learning_rates, device=device).repeat_interleave(n_classes)
-        self.shape = (rates, n_classes)
+        columns = torch.tensor(config.candidates, device=device).repeat_interleave(n_classes, dim=0)
+        self.rates, self.penalties = columns.unbind(1)
+        self.shape = (n_candidates, n_classes)
         self.betas, self.multilabel, self.steps = config.betas, multilabel, 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, rates, C]."""
+        """[N, D] -> [N, candidates, C]."""
         return (x @ self.weights[:-1] + self.weights[-1]).unflatten(1, self.shape)
 
     def step(self, x: Tensor, y: Tensor) -> None:
@@ -119,7 +127,7 @@ class _WideLayer:
         logits = self.logits(x)
         probabilities = logits.sigmoid() if self.multilabel else logits.softmax(2)
         error = (probabilities - y.unsqueeze(1)).flatten(1) / (len(x) * (y.shape[1] if self.multilabel else 1))
-        gradient = torch.cat([x.T @ error, error.sum(0, keepdim=True)])
+        gradient = torch.cat([x.T @ error + self.penalties * self.weights[:-1], error.sum(0, keepdim=True)])
         self.steps += 1
         (first, second), (beta1, beta2) = self.moments, self.betas
         first.mul_(beta1).add_(gradient, alpha=1 - beta1)
@@ -129,7 +137,7 @@ class _WideLayer:
 
 
 class _Selection:
-    """The best epoch of each learning rate by the validation score; of equal scores, the one of lower loss."""
+    """The best epoch of each candidate by the validation score; of equal scores, the one of lower loss."""
 
     def __init__(self, layer: _WideLayer, x: Tensor, targets: np.ndarray, multilabel: bool):
         self.layer, self.x, self.targets, self.multilabel = layer, x, targets, multilabel
@@ -137,21 +145,21 @@ class _Selection:
         self.metric: Metric = mean_average_precision if multilabel else accuracy
         self.best = [(-1.0, -float("inf"))] * layer.shape[0]
         self.best_epoch = [-1] * layer.shape[0]
-        self.kept = layer.weights.clone().unflatten(1, layer.shape)  # [D + 1, rates, C]
+        self.kept = layer.weights.clone().unflatten(1, layer.shape)  # [D + 1, candidates, C]
 
     def stale(self, epoch: int) -> int:
-        """Look at the validation clips; how many epochs ago the last learning rate improved."""
-        logits = self.layer.logits(self.x)  # [N, rates, C]
+        """Look at the validation clips; how many epochs ago the last candidate improved."""
+        logits = self.layer.logits(self.x)  # [N, candidates, C]
         current = self.layer.weights.unflatten(1, self.layer.shape)
-        for rate in range(self.layer.shape[0]):
-            value = (self.metric(logits[:, rate].cpu().numpy(), self.targets), -self._loss(logits[:, rate]))
-            if value > self.best[rate]:
-                self.best[rate], self.best_epoch[rate] = value, epoch
-                self.kept[:, rate] = current[:, rate]
+        for index in range(self.layer.shape[0]):
+            value = (self.metric(logits[:, index].cpu().numpy(), self.targets), -self._loss(logits[:, index]))
+            if value > self.best[index]:
+                self.best[index], self.best_epoch[index] = value, epoch
+                self.kept[:, index] = current[:, index]
         return epoch - max(self.best_epoch)
 
     def winner(self) -> tuple[Tensor, Tensor]:
-        """Weights [D, C] and biases [C] of the best learning rate."""
+        """Weights [D, C] and biases [C] of the best candidate."""
         kept = self.kept[:, max(range(len(self.best)), key=self.best.__getitem__)]
         return kept[:-1], kept[-1]
 

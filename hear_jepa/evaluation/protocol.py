@@ -18,6 +18,8 @@ from hear_jepa.evaluation.probe import LinearConfig, Predict, knn_probe, linear_
 from hear_jepa.evaluation.tasks import Fold, Task, read_task
 
 N_SEEDS = 3  # where a task has one split into train, valid and test
+QUICK = LinearConfig(learning_rates=(3e-4, 3e-3), penalties=(0.0,), max_epochs=60, patience=8)
+FRAMES = {"batch_size": 1024, "learning_rates": (3e-4, 3e-3), "penalties": (0.0,)}  # an event task has many rows
 Scores = dict[str, float]
 Fit = Callable[..., Predict]
 
@@ -44,7 +46,7 @@ def probe_task(
     features = {split: embed_split(task, split, model, cache_dir) for split in task.clips}
     runs = [(fold, seed) for fold in task.folds for seed in range(_n_seeds(task, protocol))]
     scored = [
-        score_fold(task, features, fold, fitter(protocol, seed, device), with_test=splits == "test")
+        score_fold(task, features, fold, fitter(task, protocol, seed, device), with_test=splits == "test")
         for fold, seed in runs
     ]
     return TaskScores([valid for valid, _ in scored], [test for _, test in scored] if splits == "test" else None)
@@ -54,11 +56,14 @@ def _n_seeds(task: Task, protocol: str) -> int:
     return N_SEEDS if protocol == "linear" and len(task.folds) == 1 else 1
 
 
-def fitter(protocol: str, seed: int, device: str = "cpu", config: LinearConfig | None = None) -> Fit:
-    """The probe of a protocol with its seed bound."""
-    if protocol == "linear":
-        return partial(linear_probe, seed=seed, device=device, config=config)
-    return partial(knn_probe, device=device)
+def fitter(task: Task, protocol: str, seed: int, device: str = "cpu", quick: bool = False) -> Fit:
+    """The probe of a protocol with its seed and settings bound; the frames of an event task come in larger batches."""
+    if protocol == "knn":
+        return partial(knn_probe, device=device)
+    config = QUICK if quick else LinearConfig()
+    if task.kind == "event":
+        config = replace(config, **FRAMES)
+    return partial(linear_probe, seed=seed, device=device, config=config)
 
 
 def check_scores(task: Task) -> None:
@@ -125,9 +130,6 @@ def _event_scores(
     return {name: EVENT_METRICS[name](found, expected) for name in task.scores if name in EVENT_METRICS}
 
 
-QUICK = LinearConfig(learning_rates=(3e-4, 3e-3), max_epochs=60, patience=8)
-
-
 def probe_model(
     model: nn.Module | LoadedModel,
     task_folders: list[str | Path],
@@ -155,9 +157,8 @@ def probe_model(
             clips |= _subsample(task, part, max_clips, seed)
         task = replace(task, clips=clips)
         features = {split: embed_clips(clips[split], task.kind, task.sample_rate, model) for split in clips}
-        valid, test = score_fold(
-            task, features, fold, fitter("linear", seed, device, QUICK), with_test=splits == "test"
-        )
+        fit = fitter(task, "linear", seed, device, quick=True)
+        valid, test = score_fold(task, features, fold, fit, with_test=splits == "test")
         scores[task.name] = (test if splits == "test" else valid)[task.scores[0]]
     return scores
 

@@ -86,7 +86,7 @@ def find_tasks(tasks_dir: str | Path, names: list[str] | None = None) -> list[Pa
         raise TaskError(f"{tasks_dir}: no such folder; --tasks-dir names the folder that holds the task folders")
     found = sorted(path.parent for path in tasks_dir.glob("*/task_metadata.json"))
     if not found:
-        raise TaskError(f"{tasks_dir}: holds no task (no */task_metadata.json); name the folder that holds task folders")
+        raise TaskError(f"{tasks_dir}: no */task_metadata.json in it; name the folder that holds the task folders")
     if not names:
         return found
     chosen = []
@@ -199,7 +199,7 @@ def _read_split(
         raise TaskError(f"{path}: an empty split; copy it again from the task's archive")
     audio_dir = folder / str(sample_rate) / split
     if not audio_dir.is_dir():
-        raise TaskError(f"{audio_dir}: missing; unpack the task's {sample_rate} Hz archive, or resample the audio there")
+        raise TaskError(f"{audio_dir}: missing; unpack the {sample_rate} Hz archive, or resample the audio")
     known = set(vocabulary)
     clips = []
     for name, annotation in entries.items():
