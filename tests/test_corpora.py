@@ -15,7 +15,6 @@ Claims:
 import json
 import shutil
 import subprocess
-import sys
 import wave
 import zipfile
 from hashlib import sha256
@@ -40,20 +39,15 @@ USED_BY_TESTS = {
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
 
 # Stands in for apt-get: offers the packages of a folder, and writes down what it was asked for.
-APT = """#!{python}
-import hashlib, pathlib, shutil, sys
-archive = pathlib.Path({archive!r})
-with open(archive / "asked", "a") as asked:
-    asked.write("offer\\n" if "--print-uris" in sys.argv else "download\\n")
-found = sorted(archive.glob(sys.argv[-1] + "_*.deb"))
-if not found:
-    sys.exit("E: Unable to locate package " + sys.argv[-1])
-if "--print-uris" in sys.argv:
-    content = found[0].read_bytes()
-    print(f"'http://archive/{{found[0].name}}' {{found[0].name}} {{len(content)}} SHA256:" +
-          hashlib.sha256(content).hexdigest())
-else:
-    shutil.copy(found[0], ".")
+APT = """#!/bin/sh
+archive={archive!r}
+for name; do :; done
+set -- "$1" "$archive"/"$name"_*.deb
+if [ "$1" = --print-uris ]; then echo offer; else echo download; fi >> "$archive/asked"
+[ -f "$2" ] || {{ echo "E: Unable to locate package $name" >&2; exit 100; }}
+if [ "$1" != --print-uris ]; then cp "$2" .; exit; fi
+set -- $(sha256sum "$2")
+echo "'http://archive/${{2##*/}}' ${{2##*/}} 1234 SHA256:$1"
 """
 
 
@@ -89,7 +83,9 @@ def build_deb(folder: Path, archive: Path) -> Path:
         "Package: chirps\nVersion: 2.0-1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: x\n"
     )
     archive.mkdir(exist_ok=True)
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", str(folder), str(archive)], check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(folder), str(archive)], check=True, capture_output=True
+    )
     return archive / "chirps_2.0-1_all.deb"
 
 
@@ -98,14 +94,21 @@ def package(name: str = "chirps") -> Package:
     return Package(name, "1.0-1", "CC0-1.0", 0.1, dict.fromkeys(DOMAINS, 0.0), rules)
 
 
+@pytest.fixture(scope="module")
+def chirps(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("package")
+    return build_deb(folder / "chirps", folder / "built")
+
+
 @pytest.fixture
-def archive(tmp_path, monkeypatch) -> Path:
+def archive(chirps, tmp_path, monkeypatch) -> Path:
     """An archive of one package behind an apt-get that the recipe finds first."""
     archive = tmp_path / "archive"
-    build_deb(tmp_path / "chirps", archive)
+    archive.mkdir()
+    shutil.copy(chirps, archive)
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "apt-get").write_text(APT.format(python=sys.executable, archive=str(archive)))
+    (tools / "apt-get").write_text(APT.format(archive=str(archive)))
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{Path(shutil.which('dpkg-deb')).parent}")
     return archive
