@@ -208,6 +208,6 @@ class _FfmpegSource:
     def _fail(self) -> None:
         self._process.wait()
         self._messages.seek(0)
-        reason = self._messages.read().decode(errors="replace").strip().splitlines()
+        reason = self._messages.read().decode(errors="replace").replace(f"{self._path.absolute()}: ", "").splitlines()
         self.close()
         raise AudioError(f"{self._path}: ffmpeg cannot read it ({reason[-1] if reason else 'no sound in it'})")
