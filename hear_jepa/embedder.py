@@ -6,7 +6,9 @@ sound is spread over clips, and what is encoded never depends on a clip's neighb
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from hear_jepa.errors import OptionError
 from hear_jepa.frontend import LogMel
 from hear_jepa.vit import patchify
 from hear_jepa.windows import COLUMN_MS, HOPS_MS, Window, n_timestamps, plan, timestamps_ms
+
+if TYPE_CHECKING:
+    from hear_jepa.embed_files import Embedded
 
 PRECISIONS = ("float32", "bfloat16")
 SPECTROGRAM_CHUNK = 3000  # frames (30 s) of log-mel computed at once: bounds the memory of a long recording
@@ -83,6 +88,27 @@ class Embedder(nn.Module):
         for number, window, columns in self.encode_clips(audio, self.hop_ms):
             embeddings[number, window.timestamps] = columns
         return embeddings, centres.expand(len(audio), -1).clone()
+
+    def embed(self, waveform: Tensor, sample_rate: int, kind: str = "scene") -> Tensor | tuple[Tensor, Tensor]:
+        """One recording, [samples] or [channels, samples], at any rate: mixed to mono and resampled, then embedded.
+
+        Returns the scene embedding [size], or for kind "timestamps" embeddings [n, size] and their centres [n] in ms.
+        """
+        from hear_jepa.embed_waveform import embed_waveform  # built on this class
+
+        return embed_waveform(self, waveform, sample_rate, kind)
+
+    def embed_files(self, paths: Iterable[str | Path], kind: str = "scene", **options) -> Iterator["Embedded"]:
+        """Embed many files; yields each when it is done. See `hear_jepa.embed_files.embed_files`."""
+        from hear_jepa.embed_files import embed_files
+
+        return embed_files(self, paths, kind, **options)
+
+    def embed_stream(self, blocks: Iterable[Tensor], sample_rate: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Embed a recording while it is being heard. See `hear_jepa.streaming.embed_stream`."""
+        from hear_jepa.streaming import embed_stream
+
+        return embed_stream(self, blocks, sample_rate or self.sample_rate)
 
     @torch.no_grad()
     def encode_clips(self, clips: Sequence[Tensor] | Tensor, hop_ms: int) -> Iterator[tuple[int, Window, Tensor]]:
