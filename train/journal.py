@@ -6,6 +6,7 @@ shards had come. Whatever the shards hold beyond the last whole line is cut off 
 
 import json
 import logging
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -32,9 +33,10 @@ class Corpus:
         self.skipped_count = 0
         lines = self._read_journal()
         self._restore(lines)
-        self._journal = open(folder / JOURNAL, "w", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
-        for line in [{"input_sha256": digest}, *lines]:
-            self._write_line(line)
+        partial = folder / (JOURNAL + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in [{"input_sha256": digest}, *lines]))
+        os.replace(partial, folder / JOURNAL)
+        self._journal = open(folder / JOURNAL, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
 
     @property
     def files_done(self) -> int:
@@ -100,7 +102,7 @@ class Corpus:
         return self._writers[domain]
 
     def _write_line(self, line: dict) -> None:
-        self._journal.write(json.dumps(line, ensure_ascii=True) + "\n")
+        self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 
     def _remember(self, record: dict) -> None:
