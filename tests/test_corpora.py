@@ -39,12 +39,12 @@ USED_BY_TESTS = {
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
 
 # Stands in for apt-get: offers the packages of a folder, and writes down what it was asked for.
-APT = """#!/bin/sh
+APT = r"""#!/bin/sh
 archive={archive!r}
 for name; do :; done
 set -- "$1" "$archive"/"$name"_*.deb
 if [ "$1" = --print-uris ]; then echo offer; else echo download; fi >> "$archive/asked"
-[ -f "$2" ] || {{ echo "E: Unable to locate package $name" >&2; exit 100; }}
+[ -f "$2" ] || {{ echo "E: Unable to locate package $name\nW: and advice" >&2; exit 100; }}
 if [ "$1" != --print-uris ]; then cp "$2" .; exit; fi
 set -- $(sha256sum "$2")
 echo "'http://archive/${{2##*/}}' ${{2##*/}} 1234 SHA256:$1"

@@ -62,15 +62,20 @@ def fetch(packages: Iterable[Package], out: Path) -> tuple[list[dict], list[dict
                 require_tools()
                 record = unpack(package.package, download(package.package, out / "debs"), out)
             records.append(record)
-        except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile, PackageFailed) as error:
-            reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            failures.append({"package": package.package, "reason": reason[-1] if reason else repr(error)})
+        except (OSError, RuntimeError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+            failures.append({"package": package.package, "reason": reason_of(error)})
             log.warning("%s left out: %s", package.package, failures[-1]["reason"])
     return records, failures
 
 
-class PackageFailed(Exception):
+class PackageFailed(RuntimeError):
     """One package cannot be had; the others can."""
+
+
+def reason_of(error: Exception) -> str:
+    """One line: of what a tool printed, its first error (apt adds advice after it), else the exception's own words."""
+    lines = (getattr(error, "stderr", None) or str(error) or repr(error)).strip().splitlines()
+    return next((line for line in lines if line.startswith("E: ")), lines[-1])
 
 
 def finished_record(name: str, out: Path) -> dict | None:
