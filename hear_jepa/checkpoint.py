@@ -55,9 +55,10 @@ class Checkpoint:
         return self.served.layers or (self.encoder.depth,)
 
     def build(self) -> ViT:
-        """The encoder with these weights, in evaluation mode."""
-        encoder = ViT(self.encoder)
-        encoder.load_state_dict(self.weights, strict=True)
+        """The encoder with these weights (shared, not copied), in evaluation mode."""
+        with torch.device("meta"):  # nothing is drawn that the weights would replace
+            encoder = ViT(self.encoder)
+        encoder.load_state_dict(self.weights, strict=True, assign=True)
         return encoder.eval().requires_grad_(False)
 
 

@@ -52,14 +52,15 @@ def sine_cosine_positions(n_freq: int, n_time: int, width: int) -> Tensor:
     """Fixed 2-D positions [n_time · n_freq, width]: half of the width encodes the column, half the frequency row."""
     if width % 4:
         raise ValueError(f"the width must be a multiple of 4 for 2-D positions, not {width}")
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    counting = torch.arange(max(n_freq, n_time, width), dtype=torch.float64, device="cpu")  # also in a model on meta
+    frequencies = 10000.0 ** -(counting[: width // 4] / (width // 4))
 
     def encode(positions: Tensor) -> Tensor:
-        angles = positions.double()[:, None] * frequencies
+        angles = positions[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    time = encode(torch.arange(n_time)).repeat_interleave(n_freq, dim=0)
-    freq = encode(torch.arange(n_freq)).repeat(n_time, 1)
+    time = encode(counting[:n_time]).repeat_interleave(n_freq, dim=0)
+    freq = encode(counting[:n_freq]).repeat(n_time, 1)
     return torch.cat([time, freq], dim=1).float()
 
 

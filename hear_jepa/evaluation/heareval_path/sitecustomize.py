@@ -9,6 +9,8 @@ Python imports this file at its start where this folder is on PYTHONPATH; it act
 * `torch.load` refuses heareval's own checkpoints, which hold its settings, unless told otherwise.
 """
 
+import importlib.machinery
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -18,6 +20,8 @@ import types
 def stub_tensorflow():
     """A module that owns no model and sees whatever GPU torch sees."""
     stub = types.ModuleType("tensorflow")
+    stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # other libraries look whether it is there
+    stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # whoever asks `find_spec` needs one
     stub.Module = type("Module", (), {})
     stub.test = types.SimpleNamespace(is_gpu_available=lambda **kwargs: True)
     sys.modules["tensorflow"] = stub
@@ -38,8 +42,8 @@ def restore_current_epoch_setter():
 
 command = " ".join(sys.orig_argv)
 if "heareval." in command or "hear-validator" in command or "hearvalidator" in command:
-    if importlib.util.find_spec("tensorflow") is None:
-        stub_tensorflow()
-    if "heareval.predictions" in command:
+    if "heareval.predictions" in command:  # imports no TensorFlow
         os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
         restore_current_epoch_setter()
+    elif importlib.util.find_spec("tensorflow") is None:
+        stub_tensorflow()

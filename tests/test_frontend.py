@@ -1,0 +1,75 @@
+"""Claims about the log-mel:
+
+* it is the definition: Hann window of 400, hop 160, power, 80 mels, natural log of (mel + eps), standardised;
+* frame i is centred on sample 160·i and hears 200 samples on either side; beyond its ends the audio is silence;
+* any range of frames equals the slice of the whole; one frame for every started hop, one at least;
+* it stays float32 under autocast, and TF32 is off while it runs on CUDA, back afterwards.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from hear_jepa.frontend import FrontEndConfig, LogMel, full_float32
+
+
+def test_it_is_the_definition(recordings):
+    audio = recordings[0][:8000]
+    log_mel = LogMel(FrontEndConfig(mean=-3.0, std=2.0))
+    padded = np.pad(audio.double().numpy(), 200)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.stack([padded[160 * i : 160 * i + 400] * window for i in range(50)])
+    power = np.abs(np.fft.rfft(frames)) ** 2  # [50, 201]
+    mel = power @ log_mel.mel.mel_basis.double().numpy().T
+    expected = (np.log(mel + np.finfo(np.float32).eps) + 3.0) / 2.0
+    np.testing.assert_allclose(log_mel(audio[None])[0].numpy(), expected.T, atol=2e-3)
+
+
+def test_mel_bands_are_triangles_from_50_to_8000_hz():
+    basis = LogMel().mel.mel_basis
+    hertz = torch.arange(201) * 40.0
+    assert basis.shape == (80, 201) and (basis >= 0).all() and (basis.sum(1) > 0).all()
+    assert (basis[:, hertz < 50] == 0).all()
+    peaks = hertz[basis.argmax(1)]
+    assert (peaks.diff() >= 0).all() and peaks[0] <= 120 and peaks[-1] >= 7600
+
+
+@pytest.mark.parametrize("n_samples, n_frames", [(1, 1), (160, 1), (161, 2), (16000, 100), (33280, 208), (33281, 209)])
+def test_one_frame_for_every_started_hop(n_samples, n_frames):
+    assert LogMel()(torch.zeros(2, n_samples)).shape == (2, 80, n_frames)
+
+
+def test_a_frame_hears_200_samples_on_either_side():
+    log_mel, at = LogMel(), 8000
+    click = torch.zeros(1, 16000)
+    click[0, at] = 1.0
+    change = (log_mel(click) - log_mel(torch.zeros(1, 16000))).abs().amax(1)[0]
+    heard = change.nonzero().flatten().tolist()
+    assert heard == [i for i in range(100) if abs(160 * i - at) < 200]
+    assert change.argmax() == at // 160
+
+
+def test_any_range_of_frames_is_a_slice_of_the_whole(recordings):
+    log_mel, audio = LogMel(), torch.stack([recordings[1][:9000], recordings[2][:9000].flip(0)])
+    padded = torch.nn.functional.pad(audio, (160 * 20, 160 * 30))
+    whole = log_mel(padded)
+    for first, count in [(-20, 5), (-20, 60), (-3, 7), (0, 57), (10, 1), (50, 36), (60, 20)]:
+        frames = log_mel.frames(audio, first, count)
+        torch.testing.assert_close(frames, whole[:, :, first + 20 : first + 20 + count], rtol=0, atol=1e-5)
+
+
+def test_float32_under_autocast(recordings):
+    log_mel, audio = LogMel(), recordings[0][None, :16000]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = log_mel(audio)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, log_mel(audio))
+
+
+def test_tf32_is_off_on_cuda_and_back_afterwards():
+    before = torch.backends.cudnn.allow_tf32
+    with full_float32("cpu"):
+        assert torch.backends.cudnn.allow_tf32 == before
+    with full_float32("cuda"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -1,0 +1,145 @@
+"""Claims about the encoder:
+
+* patches are 16×16, flattened band by band, in time-major order, and the projection is what a 16×16 convolution does;
+* positions are fixed sines and cosines: all different, the column in one half of the width, the row in the other;
+* attention is softmax(Q Kᵀ / √d) V, head by head;
+* encoding chosen patches equals encoding only these: hidden ones change nothing; shared and per-clip indices agree;
+* the order of tokens is that of the indices; a class token is attended to and not returned;
+* asked-for layers come in the order asked, the last after the final LayerNorm;
+* recomputation of activations gives the same gradients; too long an input and bad widths are refused.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hear_jepa.vit import SIZES, Attention, ViT, ViTConfig, patchify, sine_cosine_positions
+
+CONFIG = ViTConfig(width=48, depth=3, heads=3)
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return ViT(CONFIG).eval()
+
+
+def test_patchify_is_time_major_and_band_by_band():
+    log_mel = torch.randn(2, 80, 48)
+    patches = patchify(log_mel)
+    assert patches.shape == (2, 15, 256)
+    for t in range(3):
+        for f in range(5):
+            expected = log_mel[:, 16 * f : 16 * f + 16, 16 * t : 16 * t + 16].reshape(2, 256)
+            assert torch.equal(patches[:, 5 * t + f], expected)
+
+
+def test_the_projection_is_a_convolution(encoder):
+    log_mel = torch.randn(2, 80, 48)
+    projection = encoder.patch_embed.proj
+    expected = F.conv2d(log_mel[:, None], projection.weight.view(-1, 1, 16, 16), projection.bias, stride=16)
+    found = encoder.patch_embed(patchify(log_mel)).unflatten(1, (3, 5))  # [N, T, F, D]
+    torch.testing.assert_close(found, expected.permute(0, 3, 2, 1), rtol=0, atol=1e-5)
+
+
+def test_positions_tell_column_and_row_apart():
+    positions = sine_cosine_positions(5, 13, 48).view(13, 5, 48)
+    assert torch.equal(positions[:, :1, :24].expand(-1, 5, -1), positions[:, :, :24])
+    assert torch.equal(positions[:1, :, 24:].expand(13, -1, -1), positions[:, :, 24:])
+    distances = torch.cdist(positions.flatten(0, 1), positions.flatten(0, 1)) + 9 * torch.eye(65)
+    assert distances.min() > 0.1
+    assert positions[7, 0, 0] == pytest.approx(math.sin(7)) and positions[0, 3, 24 + 12] == pytest.approx(math.cos(3))
+
+
+def test_attention_is_its_definition():
+    torch.manual_seed(0)
+    attention, x = Attention(12, 3), torch.randn(2, 7, 12)
+    q, k, v = (x @ w.T + b for w, b in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True))
+    heads = []
+    for h in range(3):
+        part = slice(4 * h, 4 * h + 4)
+        weights = (q[..., part] @ k[..., part].transpose(1, 2) / 2.0).softmax(-1)
+        heads.append(weights @ v[..., part])
+    expected = torch.cat(heads, -1) @ attention.proj.weight.T + attention.proj.bias
+    torch.testing.assert_close(attention(x), expected, rtol=0, atol=1e-6)
+
+
+def test_hidden_patches_change_nothing(encoder):
+    patches, indices = torch.randn(2, 65, 256), torch.tensor([3, 64, 0, 17])
+    with torch.no_grad():
+        shown = encoder(patches, indices)
+        hidden = torch.ones(65, dtype=torch.bool)
+        hidden[indices] = False
+        patches[:, hidden] = 1e6
+        assert torch.equal(encoder(patches, indices), shown)
+        assert torch.equal(encoder(patches, indices.expand(2, -1)), shown)
+        back = encoder(patches, indices.flip(0)).flip(1)
+    torch.testing.assert_close(back, shown, rtol=0, atol=1e-5)
+    assert shown.shape == (2, 4, 48)
+
+
+def test_each_clip_may_have_indices_of_its_own(encoder):
+    patches = torch.randn(2, 65, 256)
+    indices = torch.stack([torch.randperm(65)[:9] for _ in range(2)])
+    with torch.no_grad():
+        together = encoder(patches, indices)
+        alone = torch.cat([encoder(patches[i : i + 1], indices[i]) for i in range(2)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_a_shorter_input_takes_a_prefix_of_the_positions(encoder):
+    patches = torch.randn(1, 65, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(patches[:, :20]), encoder(patches, torch.arange(20)), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="70 patches are more than the trained 65"):
+        encoder(torch.randn(1, 70, 256))
+
+
+def test_layers_on_request(encoder):
+    patches = torch.randn(2, 10, 256)
+    with torch.no_grad():
+        last, first, again = encoder(patches, layers=[3, 1, 3])
+        assert torch.equal(last, encoder(patches)) and torch.equal(again, last)
+        x = encoder.patch_embed(patches) + encoder.pos_embed[:10]
+        expected = encoder.blocks[0](x)
+    mean, variance = expected.mean(-1, keepdim=True), expected.var(-1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(first, (expected - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
+
+
+def test_a_class_token_is_attended_to_and_not_returned():
+    torch.manual_seed(0)
+    encoder = ViT(ViTConfig(width=48, depth=2, heads=3, class_token=True)).eval()
+    patches = torch.randn(1, 10, 256)
+    with torch.no_grad():
+        before = encoder(patches)
+        encoder.class_token += torch.randn(48)
+        after = encoder(patches)
+    assert before.shape == (1, 10, 48) and (before - after).abs().max() > 1e-3
+
+
+def test_recomputed_activations_give_the_same_gradients(encoder):
+    patches, gradients = torch.randn(2, 10, 256), []
+    for recompute in (False, True):
+        encoder.train().zero_grad()
+        encoder.gradient_checkpointing = recompute
+        encoder(patches).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size, millions", [("tiny", 5.4), ("small", 21.4), ("base", 85.3)])
+def test_sizes_are_those_of_the_paper(size, millions):
+    width, depth, heads = SIZES[size]
+    with torch.device("meta"):
+        encoder = ViT(ViTConfig(width, depth, heads))
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_impossible_architectures_are_refused():
+    with pytest.raises(ValueError, match="50 is not a multiple of the number of heads 3"):
+        Attention(50, 3)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sine_cosine_positions(5, 13, 54)
