@@ -92,7 +92,7 @@ def test_every_format_ends_in_its_domain(tmp_path):
     assert all(abs(len(samples) - 2 * RATE) < 2000 for samples, _ in clips.values())
     mono = clips["speech/d.ogg@0"][0] / 32768
     assert np.corrcoef(mono[1000:31000], sound(4)[1000:31000])[0, 1] > 0.9
-    assert abs(mono.std() / sound(4).std() - 0.25) < 0.02
+    assert abs(mono.std() / sound(4).std() - 0.25) < 0.05  # the mean of both channels
 
 
 def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
