@@ -72,7 +72,8 @@ def snapshot(
 
 
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:
-    """Validation score (%) of a linear and a kNN probe on HEAR-format tasks, by task, with their `mean`s."""
-    from hear_jepa.evaluation.probe import probe_model  # scikit-learn only when probing
+    """Validation scores (%) of a quick linear probe on HEAR-format tasks, by task, and their `mean`."""
+    from hear_jepa.evaluation.protocol import probe_model  # evaluation libraries only when probing
 
-    return probe_model(Embedder(checkpoint).to(device), tasks, max_clips=max_clips)
+    scores = probe_model(Embedder(checkpoint).to(device), tasks, max_clips=max_clips, device=str(device))
+    return {**scores, "mean": sum(scores.values()) / len(scores)}
