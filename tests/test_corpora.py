@@ -35,6 +35,7 @@ USED_BY_TESTS = {
     "hydrogen-drumkits-effects",
     "hydrogen-data",
     "gcompris-qt-data",
+    "openttd-opensfx",
 }
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
 
@@ -61,17 +62,16 @@ def write_wav(path: Path, seed: int, seconds: float = 0.5) -> None:
 
 
 def build_deb(folder: Path, archive: Path) -> Path:
-    """A package `chirps` 2.0-1 with sound in a folder, in a zip archive and in an OpenTTD container."""
+    """A package `chirps` 2.0-1 with sound in folders and in a zip archive."""
     share = folder / "usr/share/chirps"
     write_wav(share / "Sounds/bird.wav", seed=1)
     write_wav(share / "Music/song.wav", seed=2)
     write_wav(folder / "inner/voice.wav", seed=3)
-    write_wav(folder / "inner/horn.wav", seed=4)
+    write_wav(folder / "inner/silence.wav", seed=4)
     with zipfile.ZipFile(share / "pak0.pk3", "w") as pak:
         pak.write(folder / "inner/voice.wav", "voices/voice.wav")
+        pak.write(folder / "inner/silence.wav", "silence.wav")
         pak.writestr("maps/level.map", "not sound")
-    content = (folder / "inner/horn.wav").read_bytes()
-    (share / "horns.cat").write_bytes(b"index" + content + b"RIFF\x00\x00\x00\x00junk" + content)
     shutil.rmtree(folder / "inner")
     (share / "picture.png").write_bytes(b"not sound")
     (share / "link.wav").symlink_to("Sounds/bird.wav")
@@ -90,7 +90,7 @@ def build_deb(folder: Path, archive: Path) -> Path:
 
 
 def package(name: str = "chirps") -> Package:
-    rules = (("*/Music/*", "music"), ("*/voices/*", "speech"), ("*/horns.cat/*", SKIP), ("*", "environment"))
+    rules = (("*/Music/*", "music"), ("*/voices/*", "speech"), ("*/silence.*", SKIP), ("*", "environment"))
     return Package(name, "1.0-1", "CC0-1.0", 0.1, dict.fromkeys(DOMAINS, 0.0), rules)
 
 
@@ -172,14 +172,14 @@ def test_audio_is_kept_and_the_version_is_the_archives(archive, tmp_path):
     assert failures == []
     kept = {path.relative_to(out / "audio/chirps").as_posix() for path in (out / "audio").rglob("*") if path.is_file()}
     share = "usr/share/chirps"
-    sounds = {f"{share}/Sounds/bird.wav", f"{share}/Music/song.wav", f"{share}/pak0.pk3/voices/voice.wav"}
-    horns = {f"{share}/horns.cat/000.wav", f"{share}/horns.cat/001.wav"}
-    assert kept == sounds | horns | {"copyright"}
-    assert {file["path"] for file in records[0]["files"]} == sounds | horns
+    loose = {f"{share}/Sounds/bird.wav", f"{share}/Music/song.wav"}
+    packed = {f"{share}/pak0.pk3/voices/voice.wav", f"{share}/pak0.pk3/silence.wav"}
+    assert kept == loose | packed | {"copyright"}
+    assert {file["path"] for file in records[0]["files"]} == loose | packed
     assert records[0]["version"] == "2.0-1"
     assert records[0]["sha256"] == sha256((archive / "chirps_2.0-1_all.deb").read_bytes()).hexdigest()
-    with wave.open(str(out / "audio/chirps" / share / "horns.cat/001.wav")) as horn:
-        assert horn.getnframes() == 8000
+    with wave.open(str(out / "audio/chirps" / share / "pak0.pk3/voices/voice.wav")) as voice:
+        assert voice.getnframes() == 8000
 
 
 @needs_dpkg

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 SAMPLED = frozenset([".aif", ".aiff", ".au", ".flac", ".g722", ".gsm", ".mp3", ".oga", ".ogg", ".opus", ".voc", ".wav"])
 TRACKER = frozenset([".it", ".mod", ".s3m", ".xm"])  # scores with their samples inside
 ARCHIVES = frozenset([".pk3", ".pk4", ".zip"])
-CONTAINERS = frozenset([".cat"])  # WAV files one after the other, as OpenTTD keeps them
 NEEDED = ("apt-get", "dpkg-deb")
 
 
@@ -142,7 +141,7 @@ def unpack(name: str, deb: Path, out: Path) -> dict:
 
 
 def keep_audio(tree: Path, into: Path) -> None:
-    """Move the audio files of `tree` to `into`, those inside archives to a folder of the archive's name."""
+    """Move the audio files of `tree` to `into`, those inside zip archives to a folder of the archive's name."""
     for file in sorted(tree.rglob("*")):
         if file.is_symlink() or not file.is_file():
             continue
@@ -153,21 +152,6 @@ def keep_audio(tree: Path, into: Path) -> None:
         elif file.suffix.lower() in ARCHIVES and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(destination, [member for member in archive.namelist() if is_audio(member)])
-        elif file.suffix.lower() in CONTAINERS:
-            for number, wav in enumerate(wav_files(file.read_bytes())):
-                destination.mkdir(parents=True, exist_ok=True)
-                (destination / f"{number:03d}.wav").write_bytes(wav)
-
-
-def wav_files(content: bytes) -> Iterator[bytes]:
-    """The WAV files that stand inside a larger file as they are, found by their RIFF headers."""
-    start = content.find(b"RIFF")
-    while start >= 0:
-        length = 8 + int.from_bytes(content[start + 4 : start + 8], "little")
-        whole = content[start + 8 : start + 12] == b"WAVE" and start + length <= len(content)
-        if whole:
-            yield content[start : start + length]
-        start = content.find(b"RIFF", start + (length if whole else 4))
 
 
 def write_mapping(packages: Iterable[Package], records: Iterable[dict], path: Path) -> None:
