@@ -1,9 +1,9 @@
 """Linear and nearest-neighbour probes of frozen features: pure functions of arrays and a seed.
 
-The linear probe is the paper's (section 4.2, after EVAR): standardised features, one linear layer, Adam on batches of
-128, early stopping on the validation score. In addition the learning rate (the paper's 3e-5 and up, which suits features
-of 100 to 4000 dimensions) and an L2 penalty are selected on the validation score; all the candidates train at once, side
-by side in one wide layer.
+The linear probe is the paper's (section 4.2, after EVAR): standardised features, one linear layer, Adam on batches
+of 128, early stopping on the validation score. In addition the learning rate (the paper's 3e-5 and up, which suits
+features of 100 to 4000 dimensions) and an L2 penalty are selected on the validation score; all the candidates train at
+once, side by side in one wide layer.
 """
 
 from collections.abc import Callable

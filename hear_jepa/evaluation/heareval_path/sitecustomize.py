@@ -10,7 +10,6 @@ Python imports this file at its start where this folder is on PYTHONPATH; it act
 """
 
 import importlib.machinery
-import importlib.machinery
 import importlib.util
 import os
 import sys
