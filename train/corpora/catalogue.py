@@ -3,7 +3,7 @@
 `debian.json` holds one object a package: its name, the version surveyed, the licence of its audio as Debian records
 it, the size of the download in MB, the hours of each domain, and rules. A rule is a pair (glob, domain) tried in order
 on the file's path inside the package (`*` also matches `/`); the first match decides. The domain "skip" leaves the file
-out: digital silence, single wave cycles, test signals.
+out: digital silence, single wave cycles, quotations of films, and sounds known to be in benchmarks too.
 """
 
 import json
