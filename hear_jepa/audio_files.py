@@ -29,6 +29,7 @@ FFMPEG_SUFFIXES = frozenset(
 SOUNDFILE_SUFFIXES = frozenset(
     [".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".w64", ".caf", ".rf64", ".voc"]
 )
+LOWEST_RATE, HIGHEST_RATE = 100, 800_000  # Hz; a header beyond would ask for days of sound, or gigabytes of filters
 LARGEST_DENOMINATOR = 1000
 LOWPASS_WIDTH = 16
 
@@ -72,6 +73,9 @@ class AudioReader:
             raise AudioError(f"{path}: the file is empty")
         self._source = _open(self.path)
         self.rate, self.channels = self._source.rate, self._source.channels
+        if not LOWEST_RATE <= self.rate <= HIGHEST_RATE:
+            self._source.close()
+            raise AudioError(f"{path}: its header claims {self.rate} Hz, not a sample rate of sound; it is damaged")
 
     def __enter__(self) -> "AudioReader":
         return self

@@ -13,6 +13,7 @@ from torch import Tensor
 from hear_jepa.api import check_audio
 from hear_jepa.audio_files import SAMPLE_RATE, resample_blocks
 from hear_jepa.embedder import Embedder
+from hear_jepa.errors import AudioError
 from hear_jepa.vit import PATCH
 from hear_jepa.windows import (
     CENTRE_MS,
@@ -148,11 +149,17 @@ def embed_stream(
     (resampled by `hear_jepa.audio_files.resample`, where the rate is another). Raises `AudioError`.
     """
     stream, order = WindowStream(embedder, embedder.hop_ms), TimestampOrder()
-    checked = (check_audio(block[None]) for block in blocks if block.numel() or block.dim() != 1)
+    checked = (_check_block(block)[None] for block in blocks)
     for resampled in resample_blocks(checked, sample_rate, embedder.sample_rate):
         for piece in resampled[0].split(FRAMES_AT_ONCE * embedder.log_mel.config.hop_length):
             yield from _ordered(embedder, stream.feed(piece), order, None)
     yield from _ordered(embedder, stream.finish(), order, stream.n_samples)
+
+
+def _check_block(block: Tensor) -> Tensor:
+    if block.dim() != 1:
+        raise AudioError(f"a block has shape {tuple(block.shape)}: give [samples], one channel")
+    return check_audio(block[None])[0] if block.numel() else block
 
 
 def _ordered(
