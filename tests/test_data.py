@@ -6,7 +6,8 @@
   came to k by itself.
 * From memory, the rows of W ranks joined are the rows of one rank; streaming, no two processes read the same shard, nor
   the same clip where shards are too few.
-* Streamed crops come from all clips, from any URL that WebDataset opens; whole groups of shards are skipped without being opened.
+* Streamed crops come from all clips, from any URL that WebDataset opens; a resumed run does not open the shards that it
+  is past.
 * A damaged shard or clip costs only itself and is counted; a run without its samples, a folder without audio, shards
   without manifest or with another's are refused with the remedy.
 * The statistics are those of the log-mel, weighted as the crops are; plain folders give the same.
