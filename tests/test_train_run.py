@@ -104,6 +104,16 @@ def same(first, second):
     return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
+def assert_close(found, expected):
+    """Equal to 1e-5. The keys' bias is left out: it cancels in the softmax, so its gradient is rounding noise, which
+    AdamW scales up to whole steps."""
+    for name, tensor in expected.items():
+        if name.endswith("qkv.bias"):
+            third = len(tensor) // 3
+            tensor[third : 2 * third] = found[name][third : 2 * third]
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
 def test_overfits_sixteen_clips_and_serves_them(config):
     config = replace(
         config,
@@ -156,8 +166,7 @@ def test_accumulation_takes_the_same_step(config, tmp_path):
     whole, parts = config, replace(config, out=tmp_path / "parts", optim=replace(config.optim, accumulation=4))
     loop.train(whole)
     loop.train(parts)
-    for name, tensor in final_weights(whole.out).items():
-        torch.testing.assert_close(final_weights(parts.out)[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    assert_close(final_weights(parts.out), final_weights(whole.out))
 
 
 def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
@@ -166,8 +175,7 @@ def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = command(two)
     subprocess.run([run[0], *torchrun, *run[1:]], check=True, capture_output=True, timeout=300, env=quiet())
-    for name, tensor in final_weights(one.out).items():
-        torch.testing.assert_close(final_weights(two.out)[name], tensor, atol=1e-5, rtol=0, msg=name)
+    assert_close(final_weights(two.out), final_weights(one.out))
 
 
 def test_the_monitor_reports_collapse(config):
@@ -176,7 +184,7 @@ def test_the_monitor_reports_collapse(config):
         predictor=replace(config.predictor, depth=0),
         ema=EmaConfig(0.0, 0.0),
         loss=replace(config.loss, kind="mse", normalise_target=False),
-        optim=OptimConfig(steps=150, batch_size=16, base_lr=0.05),
+        optim=OptimConfig(steps=150, batch_size=16, base_lr=0.3),
         monitor=replace(config.monitor, collapse_every=50),
     )
     loop.train(config)
