@@ -41,7 +41,8 @@ def test_event_task_is_read_in_milliseconds(tmp_path):
     folder = write_event_task(tmp_path / "tones-v1")
     stored = json.loads((folder / "test.json").read_text())["clip0.flac"]
     clip = read_task(folder).clips["test"][0]
-    assert [(e.label, e.start_ms, e.end_ms) for e in clip.events] == [(e["label"], e["start"], e["end"]) for e in stored]
+    found = [{"label": event.label, "start": event.start_ms, "end": event.end_ms} for event in clip.events]
+    assert found == stored
 
 
 def test_folds_rotate(tmp_path):

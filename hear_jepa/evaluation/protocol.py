@@ -80,9 +80,9 @@ def score_fold(
     task: Task, features: dict[str, SplitFeatures], fold: Fold, fit: Fit, with_test: bool = True
 ) -> tuple[Scores, Scores]:
     """Train on a fold; (validation scores, test scores), the latter empty without `with_test`."""
-    train = [_examples(task, split, features[split]) for split in fold.train]
+    train = [examples(task, split, features[split]) for split in fold.train]
     train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    valid = _examples(task, fold.valid, features[fold.valid])
+    valid = examples(task, fold.valid, features[fold.valid])
     predict = fit((train_x, train_y), valid, multilabel=task.multilabel or task.kind == "event")
     if task.kind == "scene":
         return (
@@ -96,7 +96,7 @@ def score_fold(
     )
 
 
-def _examples(task: Task, split: str, features: SplitFeatures) -> tuple[np.ndarray, np.ndarray]:
+def examples(task: Task, split: str, features: SplitFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] and targets [N, C] of 0 and 1: of the clips, or of the frames of an event task."""
     index = {label: i for i, label in enumerate(task.vocabulary)}
     targets = np.zeros((len(features.values), len(index)), np.float32)
@@ -114,7 +114,7 @@ def _examples(task: Task, split: str, features: SplitFeatures) -> tuple[np.ndarr
 def _predicted(
     task: Task, split: str, features: dict[str, SplitFeatures], predict: Predict
 ) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _examples(task, split, features[split])
+    x, y = examples(task, split, features[split])
     return predict(x), y
 
 

@@ -1,0 +1,142 @@
+"""Models are named by SPEC and told apart by weights and options; embeddings are computed once.
+
+* A SPEC is taken apart as documented; what is no SPEC, or cannot be imported, is an OptionError that says so.
+* Two weights files, two options, two modules have different keys; the same model loaded twice has one.
+* Embeddings do not depend on which clips share a batch, and come in the order of the clips.
+* A second look reads the cache; a model of other weights does not find it.
+* A model of another rate hears the task resampled.
+* The floors follow the HEAR API: sizes, timestamps, `untrained` the same every time; logmel-stats are a mean and a
+  deviation.
+"""
+
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
+
+from hear_jepa.errors import OptionError
+from hear_jepa.evaluation.features import embed_split
+from hear_jepa.evaluation.logmel_stats import LogMelStats
+from hear_jepa.evaluation.models import ModelSpec, load_spec, loaded_module, parse_spec
+from hear_jepa.evaluation.tasks import read_task
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A module of this test's own; returns its name."""
+    name = f"fake_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(FAKE_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "weights", "options"),
+    [
+        ("hear_jepa", "hear_jepa", "", {}),
+        ("hear_jepa:weights/tiny.safetensors", "hear_jepa", "weights/tiny.safetensors", {}),
+        ("hear_jepa:tiny,hop_ms=80", "hear_jepa", "tiny", {"hop_ms": 80}),
+        ("hear_jepa:hop_ms=80,layers=[6,12]", "hear_jepa", "", {"hop_ms": 80, "layers": [6, 12]}),
+        ("hear_jepa,precision=bfloat16", "hear_jepa", "", {"precision": "bfloat16"}),
+        ("hearbaseline.torchcrepe", "hearbaseline.torchcrepe", "", {}),
+        ("logmel-stats", "hear_jepa.evaluation.logmel_stats", "", {}),
+    ],
+)
+def test_spec(text, module, weights, options):
+    assert parse_spec(text) == ModelSpec(text, module, weights, options)
+
+
+@pytest.mark.parametrize("text", ["", ":tiny", "hear_jepa:tiny,hop_ms", "hear_jepa:tiny,=80"])
+def test_no_spec(text):
+    with pytest.raises(OptionError, match="MODULE"):
+        parse_spec(text)
+
+
+def test_missing_module_is_named():
+    with pytest.raises(OptionError, match="cannot import no_such_module"):
+        load_spec("no_such_module:tiny")
+
+
+def test_keys_tell_models_apart(fake, tmp_path):
+    (tmp_path / "a.txt").write_text("1.0")
+    (tmp_path / "b.txt").write_text("2.0")
+    specs = [fake, f"{fake}:{tmp_path}/a.txt", f"{fake}:{tmp_path}/b.txt", f"{fake}:hop_ms=100", "logmel-stats"]
+    assert len({load_spec(spec).key for spec in specs}) == len(specs)
+    assert load_spec(specs[1]).key == load_spec(specs[1]).key
+    (tmp_path / "a.txt").write_text("3.0")  # other weights under the same name
+    assert load_spec(specs[1]).key not in {load_spec(spec).key for spec in specs[2:]}
+
+
+def test_embeddings_are_those_of_each_clip_alone(fake, tmp_path):
+    task, model = read_task(write_scene_task(tmp_path / "tones-v1")), load_spec(fake)
+    features = embed_split(task, "train", model)
+    assert len({clip.samples for clip in task.clips["train"]}) == 3  # batches by length
+    for clip, row in zip(task.clips["train"], features.values, strict=True):
+        audio = torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0])
+        np.testing.assert_allclose(row, model.scene(audio[None])[0], atol=1e-5)
+
+
+def test_event_embeddings_keep_their_clips_and_times(fake, tmp_path):
+    task, model = read_task(write_event_task(tmp_path / "tones-v1")), load_spec(fake)
+    features = embed_split(task, "test", model)
+    assert features.counts.tolist() == [41, 41, 41]
+    last = features.subset(np.array([2]))
+    audio = torch.from_numpy(soundfile.read(task.clips["test"][2].path, dtype="float32")[0])
+    embeddings, times = model.timestamps(audio[None])
+    np.testing.assert_allclose(last.values, embeddings[0], atol=1e-5)
+    np.testing.assert_array_equal(last.times_ms, times[0])
+
+
+def test_cache_is_read_and_never_by_other_weights(fake, tmp_path):
+    task, log = read_task(write_scene_task(tmp_path / "tones-v1")), tmp_path / f"{fake}.log"
+    first = embed_split(task, "test", load_spec(fake), tmp_path / "cache")
+    embedded = log.read_text()
+    again = embed_split(task, "test", load_spec(fake), tmp_path / "cache")
+    assert log.read_text() == embedded
+    np.testing.assert_array_equal(first.values, again.values)
+    (tmp_path / "b.txt").write_text("2.0")
+    other = embed_split(task, "test", load_spec(f"{fake}:{tmp_path}/b.txt"), tmp_path / "cache")
+    np.testing.assert_allclose(other.values, 2 * first.values, rtol=1e-5)
+
+
+def test_model_of_another_rate_hears_resampled_audio(tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tones-v1"))
+    heard = []
+
+    class Model(torch.nn.Module):
+        sample_rate = 44100
+        scene_embedding_size = 1
+
+    def get_scene_embeddings(audio, model):
+        heard.append(audio.shape[1])
+        return audio.std(1, keepdim=True)
+
+    module = types.SimpleNamespace(get_scene_embeddings=get_scene_embeddings)
+    embed_split(task, "train", loaded_module(module, Model(), "wide"))
+    assert sorted(set(heard)) == [round(44100 * seconds) for seconds in (0.3, 0.4, 0.5)]
+
+
+@pytest.mark.parametrize("name", ["logmel-stats", "untrained"])
+def test_floors_follow_the_api(name):
+    model = load_spec(f"{name}:hop_ms=80")
+    audio = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    scenes, (embeddings, times) = model.scene(audio), model.timestamps(audio)
+    assert scenes.shape == (2, model.model.scene_embedding_size)
+    assert embeddings.shape == (2, times.shape[1], model.model.timestamp_embedding_size)
+    assert torch.all(times.diff(dim=1) == 80) and times.max() < 1000
+    assert load_spec(f"{name}:hop_ms=80").key == model.key
+
+
+def test_logmel_stats_are_mean_and_deviation():
+    model = LogMelStats(hop_ms=40)
+    audio = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    log_mel = model.log_mel(audio)
+    expected = torch.cat([log_mel.mean(2), log_mel.std(2, correction=0)], dim=1)
+    torch.testing.assert_close(model.scene(audio), expected)
+    embeddings, times = model.timestamps(audio)
+    around = log_mel[..., 20 - 8 : 20 + 9]  # 160 ms around 200 ms
+    expected = torch.cat([around.mean(2), around.std(2, correction=0)], dim=1)
+    torch.testing.assert_close(embeddings[:, times[0].tolist().index(200.0)], expected)
