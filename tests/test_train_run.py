@@ -36,7 +36,7 @@ from hear_jepa.train.config import (
     OptimConfig,
     TrainConfig,
 )
-from hear_jepa.train.data import DataConfig
+from hear_jepa.train.data import CropStream, DataConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.predictor import PredictorConfig
 from hear_jepa.train.record import read_metrics
@@ -198,8 +198,9 @@ def test_non_finite_steps_are_skipped_then_end_the_run(config, monkeypatch):
     clean = loop.crop_stream
 
     def poisoned(*arguments, **options):
-        for number, batch in enumerate(clean(*arguments, **options)):
-            yield batch * float("nan") if number == 2 or number >= 5 else batch
+        batches = enumerate(clean(*arguments, **options))
+        bad = (batch * float("nan") if number == 2 or number >= 5 else batch for number, batch in batches)
+        return CropStream(bad, {})
 
     monkeypatch.setattr(loop, "crop_stream", poisoned)
     with pytest.raises(loop.DivergedError, match="3 steps in a row"):

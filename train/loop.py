@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.frontend import FrontEndConfig, LogMel
 from hear_jepa.train import monitor
 from hear_jepa.train.config import TrainConfig, to_json
-from hear_jepa.train.data import corpus_statistics, crop_stream
+from hear_jepa.train.data import CropStream, corpus_statistics, crop_stream
 from hear_jepa.train.distribution import Ranks, start_ranks, stop_ranks
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import Mask, draw_masks
@@ -94,6 +93,7 @@ class Run:
                 if bad_steps:
                     log.warning("step %d: the gradient is not finite; skipped (%d in a row)", self.step, bad_steps)
                 if record:
+                    values["skipped"] = sum(crops.skipped.values())  # clips and files that could not be read
                     record.take(self.step, values, waited, len(audio) * self.ranks.world_size, finite)
                 if bad_steps >= config.optim.max_bad_steps:
                     self._save(LATEST)
@@ -261,7 +261,7 @@ class Run:
 
     # ---------------------------------------------------------------- parts
 
-    def _crops(self) -> Iterator[Tensor]:
+    def _crops(self) -> CropStream:
         return crop_stream(
             self.config.data,
             batch_size=self.config.optim.batch_size // self.ranks.world_size,

@@ -60,7 +60,7 @@ def draw_masks_picture(folder: Path, log_mel: Tensor, mask: Mask, n_freq: int, n
         shown = {"crop": None, "context": mask.context[row], "targets": mask.target[row]}
         for axis, (name, tokens) in zip(axes[row], shown.items(), strict=True):
             picture = crop if tokens is None else crop.masked_fill(~patch_area(tokens, n_freq, n_time), float("nan"))
-            axis.imshow(picture, origin="lower", aspect="auto", extent=extent, **limits)
+            axis.imshow(picture.numpy(), origin="lower", aspect="auto", extent=extent, **limits)
             axis.set_facecolor("0.85")
             axis.set_xticks([column * PATCH / 100 for column in range(n_time + 1)], minor=True)
             axis.set_yticks([band * PATCH for band in range(n_freq + 1)])
