@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
                     progress.set_postfix_str(f"{spec.text} {task.name} {protocol}")
                     results.append(runner.run(spec, task, protocol))
                     progress.update()
-                    write_report(arguments.out, results, tasks, arguments.splits)
+                    write_report(arguments.out, results, tasks, arguments.splits, figure=False)
+    write_report(arguments.out, results, tasks, arguments.splits)
     failed = [result for result in results if result.error]
     for result in failed:
         logger.error("failed: %s on %s (%s): %s", result.model, result.task, result.protocol, result.error)

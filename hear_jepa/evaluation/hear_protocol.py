@@ -81,7 +81,8 @@ def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
 def read_scores(path: Path, task: Task) -> TaskScores:
     """heareval's test.predicted-scores.json -> scores of each fold; the validation score is that of the first score."""
     content = json.loads(path.read_text())
-    folds = [content[key] for key in sorted(content) if "validation_score" in (content[key] or ())]
+    entries = [content[key] for key in sorted(content)]
+    folds = [entry for entry in entries if isinstance(entry, dict) and "validation_score" in entry]
     valid = [{task.scores[0]: float(fold["validation_score"])} for fold in folds]
     test = [{name: float(fold[f"test_{name}"]) for name in task.scores if f"test_{name}" in fold} for fold in folds]
     return TaskScores(valid, test)

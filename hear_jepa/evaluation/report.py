@@ -35,8 +35,8 @@ class PublishedRow:
     cells: dict[str, float]
 
 
-def write_report(out: Path, results: list[PairResult], tasks: list[Task], split: str) -> None:
-    """Write the three files; called after every pair, so that a long run can be followed."""
+def write_report(out: Path, results: list[PairResult], tasks: list[Task], split: str, figure: bool = True) -> None:
+    """Write the three files; called after every pair, without the figure, so that a long run can be followed."""
     rows = measured_rows(results, split)
     published = published_rows(tasks)
     content = {
@@ -48,7 +48,7 @@ def write_report(out: Path, results: list[PairResult], tasks: list[Task], split:
         path.write_text(json.dumps(content, indent=1))
     with atomic_path(out / "results.md") as path:
         path.write_text(markdown(rows, published, tasks, split, results))
-    if any(row.cells for row in rows):
+    if figure and any(row.cells for row in rows):
         with atomic_path(out / "results.png") as path:
             from hear_jepa.evaluation.figure import draw
 

@@ -1,0 +1,163 @@
+"""`hear-jepa evaluate` from end to end.
+
+* Every model × protocol × task gives a cell; results.json, results.md and a PNG are written.
+* One failing pair never loses the others: it is listed, its cell is empty, the exit code is 1.
+* A damaged task folder, an unknown task, a text that is no SPEC: exit code 2 and one line, before any model runs.
+* A run killed in the middle and run again gives the table of one that was not, and embeds no finished pair again.
+* `--splits valid` stores no test score; `--protocol hear` refuses it.
+* Two weights files of one module have a row of their own.
+* A domain's mean is over all its tasks, or missing; published rows stand apart and only for official HEAR tasks.
+"""
+
+import json
+
+import pytest
+from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
+
+from hear_jepa.cli import main
+from hear_jepa.evaluation.pairs import PairResult
+from hear_jepa.evaluation.report import domain_means, markdown, measured_rows, published_rows
+from hear_jepa.evaluation.tasks import read_task
+
+KILLED_MODULE = (
+    FAKE_MODULE
+    + """
+embed = get_scene_embeddings
+
+def get_scene_embeddings(audio, model):
+    if (LOG.parent / "kill").exists() and LOG.exists() and len(LOG.read_text().split()) > 12:
+        raise KeyboardInterrupt
+    return embed(audio, model)
+"""
+)
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A folder with tasks, a fake module and a broken one, where the command is run."""
+    name = f"fake_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(KILLED_MODULE)
+    (tmp_path / f"broken_{tmp_path.name}.py").write_text("def load_model(path=''):\n    raise MemoryError('too big')\n")
+    write_scene_task(tmp_path / "tasks" / "speech_tones-v1")
+    write_scene_task(tmp_path / "tasks" / "esc_tones-v1", ("fold00", "fold01", "fold02"))
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def evaluate(room, *arguments, out="out", models=None):
+    models = models or [f"fake_{room.name}"]
+    common = ["evaluate", "--tasks-dir", str(room / "tasks"), "--out", str(room / out), "--models", *models]
+    return main([*common, *arguments])
+
+
+def measured(room, out="out"):
+    return json.loads((room / out / "results.json").read_text())["measured"]
+
+
+def test_all_pairs_are_scored(room):
+    write_event_task(room / "tasks" / "percussion_tones-v1")
+    assert evaluate(room, "--protocol", "linear", "knn") == 0
+    results = measured(room)
+    assert {(r["task"], r["protocol"]) for r in results} == {
+        (task, protocol)
+        for task in ("speech_tones-v1", "esc_tones-v1", "percussion_tones-v1")
+        for protocol in ("linear", "knn")
+    }
+    for result in results:
+        score = result["scores"][result["score"]]
+        assert score["test"]["mean"] > 0.8 and len(result["sha256"]) == 64 and result["embedding_size"] == 16
+    runs = {(r["task"], r["protocol"]): len(r["scores"][r["score"]]["test"]["runs"]) for r in results}
+    assert runs["speech_tones-v1", "linear"] == runs["esc_tones-v1", "linear"] == runs["esc_tones-v1", "knn"] == 3
+    assert runs["speech_tones-v1", "knn"] == 1  # it has no seed
+    table = (room / "out" / "results.md").read_text()
+    assert "| **environment** | **speech** | **event** |" in table
+    assert (room / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failing_pair_loses_no_other(room, caplog):
+    fake, broken = f"fake_{room.name}", f"broken_{room.name}"
+    assert evaluate(room, models=[broken, fake, "no_such_module"]) == 1
+    errors = {result["model"]: result["error"] for result in measured(room)}
+    assert errors == {broken: "MemoryError: too big", fake: "", "no_such_module": errors["no_such_module"]}
+    assert "cannot import no_such_module" in errors["no_such_module"]
+    table = (room / "out" / "results.md").read_text()
+    assert f"| {broken} | linear | – | – | – | – | – |" in table and "MemoryError: too big" in table
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "said"),
+    [
+        (lambda room: (room / "tasks" / "esc_tones-v1" / "fold01.json").unlink(), [], "fold01.json"),
+        (lambda room: None, ["--tasks", "gtzan"], "no task 'gtzan'"),
+        (lambda room: None, ["--models", "hear_jepa:tiny,hop"], "OPTION=VALUE"),
+        (lambda room: None, ["--protocol", "hear", "--splits", "valid"], "--splits valid"),
+    ],
+)
+def test_mistakes_are_told_before_any_model_runs(room, capsys, spoil, arguments, said):
+    spoil(room)
+    assert evaluate(room, *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (room / f"fake_{room.name}.log").exists() and not (room / "out").exists()
+
+
+def test_killed_and_run_again_gives_the_same_table(room):
+    assert evaluate(room, out="whole") == 0
+    log = room / f"fake_{room.name}.log"
+    log.unlink()
+    (room / "kill").touch()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(room, out="killed")
+    finished = len(measured(room, "killed"))
+    assert finished == 1
+    (room / "kill").unlink()
+    log.unlink()
+    assert evaluate(room, out="killed") == 0
+    assert (room / "killed" / "results.md").read_text() == (room / "whole" / "results.md").read_text()
+    embedded = sum(map(int, log.read_text().split()))
+    assert 0 < embedded <= 36  # nothing of the finished task
+    log.unlink()
+    assert evaluate(room, out="killed") == 0
+    assert not log.exists()
+
+
+def test_validation_alone_stores_no_test_score(room):
+    assert evaluate(room, "--splits", "valid") == 0
+    assert all(set(score) == {"valid"} for result in measured(room) for score in result["scores"].values())
+    assert evaluate(room) == 0  # the same folder, later
+    assert all(set(score) == {"valid", "test"} for result in measured(room) for score in result["scores"].values())
+
+
+def test_two_weights_files_do_not_collide(room):
+    specs = []
+    for name, gain in (("a", "1.0"), ("b", "0.0")):
+        (room / name).write_text(gain)  # b is deaf
+        specs.append(f"fake_{room.name}:{room / name}")
+    assert evaluate(room, "--tasks", "speech_tones", models=specs) == 0
+    hearing, deaf = (result["scores"]["top1_acc"]["test"]["mean"] for result in measured(room))
+    assert hearing > 0.8 and deaf < 0.5
+
+
+def result(task, mean, model="m"):
+    scores = {"top1_acc": {"test": {"mean": mean, "std": 0.0, "runs": [mean]}}}
+    return PairResult(model, task, "linear", "speech", "top1_acc", scores, embedding_size=8)
+
+
+def test_domain_mean_needs_all_its_tasks(tmp_path):
+    tasks = [read_task(write_scene_task(tmp_path / name, clips=1)) for name in ("speech_a-v1", "speech_b-v1", "esc-v1")]
+    assert domain_means({"speech_a-v1": 50.0, "speech_b-v1": 70.0}, tasks) == {"speech": 60.0}
+    assert domain_means({"speech_a-v1": 50.0, "esc-v1": 10.0}, tasks) == {"environment": 10.0}
+    results = [result("speech_a-v1", 0.5), result("speech_b-v1", 0.7)]
+    table = markdown(measured_rows(results, "test"), [], tasks, "test", results)
+    assert "| m | linear | 8 | – | 50.0 ± 0.0 | 70.0 ± 0.0 | – | 60.0 |" in table
+
+
+def test_published_scores_are_of_official_tasks_alone(tmp_path):
+    official = read_task(write_scene_task(tmp_path / "esc50-v2.0.0-full", clips=1))
+    part = read_task(write_scene_task(tmp_path / "speech_commands-9words", clips=1))
+    assert published_rows([part]) == []
+    rows = published_rows([official, part])
+    assert {row.label: row.cells for row in rows}["OpenL3"] == {"esc50-v2.0.0-full": 75.1}
+    assert all(row.source for row in rows)
+    table = markdown(measured_rows([], "test"), rows, [official, part], "test", [])
+    apart = table[table.index("not measured here") :]
+    assert "OpenL3 | 75.1 | – | HEAR 2021 leaderboard" in apart and "OpenL3" not in table.removesuffix(apart)

@@ -1,0 +1,83 @@
+"""`--protocol hear` runs the unmodified hear-eval-kit.
+
+* Its result file is read fold by fold, the aggregate and the settings aside.
+* A task of another rate is copied resampled, once, under the same names, and is a sound task.
+* A whole event task runs (the case that today's Lightning breaks), its score is heareval's own, and neither embeddings
+  nor ./logs stay. The plain `python -m heareval…` commands are what is run.
+* When heareval fails, the error carries the end of its log. (The last two where heareval is installed.)
+"""
+
+import importlib.util
+import json
+
+import pytest
+import soundfile
+from evaluation_fixtures import write_event_task, write_scene_task
+
+from hear_jepa.errors import TaskError
+from hear_jepa.evaluation.hear_protocol import SCORES_FILE, read_scores, run_heareval
+from hear_jepa.evaluation.models import load_spec
+from hear_jepa.evaluation.resampled import resampled_copy
+from hear_jepa.evaluation.tasks import read_task
+
+needs_heareval = pytest.mark.skipif(importlib.util.find_spec("heareval") is None, reason="hear-eval-kit is not here")
+
+
+def fold(test, valid):
+    return {"test_top1_acc": test, "test_loss": 1.0, "test_score": test, "validation_score": valid, "epoch": 3}
+
+
+def test_result_file_is_read_fold_by_fold(tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tones-v1", ("fold00", "fold01", "fold02"), clips=1))
+    content = {
+        "fold01": fold(0.5, 0.6),
+        "fold00": fold(0.4, 0.3),
+        "aggregated_scores": {"test_top1_acc_mean": 0.45, "validation_score_mean": 0.45},
+        "hparams": {"lr": 0.001},
+        "postprocessing": [],
+        "score_mode": "max",
+        "embedding_path": "embeddings/validation_score",
+    }
+    (tmp_path / SCORES_FILE).write_text(json.dumps(content))
+    scores = read_scores(tmp_path / SCORES_FILE, task)
+    assert scores.test == [{"top1_acc": 0.4}, {"top1_acc": 0.5}]
+    assert scores.valid == [{"top1_acc": 0.3}, {"top1_acc": 0.6}]
+
+
+def test_resampled_copy_is_a_sound_task(tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tones-v1", clips=1))
+    folder = resampled_copy(task, 44100, tmp_path / "44100Hz")
+    copy = read_task(folder, 44100)
+    assert [clip.labels for clip in copy.clips["test"]] == [clip.labels for clip in task.clips["test"]]
+    assert [clip.path.name for clip in copy.clips["test"]] == [clip.path.name for clip in task.clips["test"]]
+    assert copy.clips["test"][0].samples == pytest.approx(task.clips["test"][0].samples * 44100 / 16000, abs=1)
+    clip = copy.clips["test"][0].path
+    before = clip.stat().st_mtime_ns
+    assert resampled_copy(task, 44100, tmp_path / "44100Hz") == folder and clip.stat().st_mtime_ns == before
+    assert list(folder.parent.iterdir()) != [] and not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+@needs_heareval
+def test_event_task_runs_and_leaves_no_litter(tmp_path):
+    folder = write_event_task(tmp_path / "tasks" / "tones-v1")
+    metadata = json.loads((folder / "task_metadata.json").read_text())
+    quick = {"max_epochs": [20], "check_val_every_n_epoch": [20], "hidden_layers": [1], "lr": [1e-2]}
+    metadata["evaluation_params"] = {"task_specific_param_grid": quick}
+    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    work_dir = tmp_path / "work"
+    scores = run_heareval(load_spec("logmel-stats:hop_ms=80", "cpu"), read_task(folder), work_dir, grid_points=1)
+    content = json.loads((work_dir / SCORES_FILE).read_text())
+    assert scores.test == [{"event_onset_200ms_fms": content["test"]["test_event_onset_200ms_fms"]}]
+    assert scores.test[0]["event_onset_200ms_fms"] > 0.2
+    assert {path.name for path in work_dir.iterdir()} == {"heareval.log", SCORES_FILE}
+    assert "predict - tones - " in (work_dir / "heareval.log").read_text()
+
+
+@needs_heareval
+def test_failure_carries_the_end_of_the_log(tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tasks" / "tones-v1", clips=1))
+    model = load_spec("logmel-stats", "cpu")
+    clip = task.clips["train"][0].path
+    soundfile.write(clip, soundfile.read(clip)[0], 8000)  # damaged after it was checked
+    with pytest.raises(TaskError, match=r"heareval.embeddings.runner ended with 1: AssertionError.*heareval\.log"):
+        run_heareval(model, task, tmp_path / "work")
