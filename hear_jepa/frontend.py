@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from nnAudio.features.mel import MelSpectrogram
 from torch import Tensor, nn
 
 MEL_FLOOR = torch.finfo(torch.float32).eps  # added to the power before the logarithm
@@ -46,6 +45,8 @@ class LogMel(nn.Module):
     """
 
     def __init__(self, config: FrontEndConfig | None = None):
+        from nnAudio.features.mel import MelSpectrogram  # a second, for scipy: not of every `import hear_jepa`
+
         super().__init__()
         self.config = config = config or FrontEndConfig()
         self.mel = MelSpectrogram(
