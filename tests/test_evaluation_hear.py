@@ -1,7 +1,7 @@
 """`--protocol hear` runs the unmodified hear-eval-kit.
 
 * Its result file is read fold by fold, the aggregate and the settings aside.
-* A task of another rate is copied resampled, once, under the same names, and is a sound task.
+* A task of another rate is copied resampled, once, under the same names, and is a sound task; also by hand.
 * A whole event task runs (the case that today's Lightning breaks), its score is heareval's own, and neither embeddings
   nor ./logs stay. The plain `python -m heareval…` commands are what is run.
 * When heareval fails, the error carries the end of its log. (The last two where heareval is installed.)
@@ -17,7 +17,7 @@ from evaluation_fixtures import write_event_task, write_scene_task
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.hear_protocol import SCORES_FILE, read_scores, run_heareval
 from hear_jepa.evaluation.models import load_spec
-from hear_jepa.evaluation.resampled import resampled_copy
+from hear_jepa.evaluation.resampled import main, resampled_copy
 from hear_jepa.evaluation.tasks import read_task
 
 needs_heareval = pytest.mark.skipif(importlib.util.find_spec("heareval") is None, reason="hear-eval-kit is not here")
@@ -55,6 +55,15 @@ def test_resampled_copy_is_a_sound_task(tmp_path):
     before = clip.stat().st_mtime_ns
     assert resampled_copy(task, 44100, tmp_path / "44100Hz") == folder and clip.stat().st_mtime_ns == before
     assert list(folder.parent.iterdir()) != [] and not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_resampling_from_the_command_line(tmp_path, capsys):
+    task = read_task(write_scene_task(tmp_path / "tasks" / "tones-v1", clips=1))
+    assert main([str(tmp_path / "tasks"), str(tmp_path / "out"), "--from", "16000", "--to", "8000"]) == 0
+    halved = read_task(tmp_path / "out" / "tones-v1", 8000).clips["train"][0]
+    assert halved.samples == task.clips["train"][0].samples / 2
+    assert main([str(tmp_path / "tasks"), str(tmp_path / "out")]) == 2
+    assert "48000" in capsys.readouterr().err
 
 
 @needs_heareval

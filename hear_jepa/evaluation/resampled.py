@@ -1,6 +1,13 @@
-"""A task's audio at another rate, for models that do not take the rate that the task comes in."""
+"""A task's audio at another rate, for models that do not take the rate that the task comes in.
 
+    python -m hear_jepa.evaluation.resampled TASKS_DIR OUT_DIR --from 48000 --to 16000
+
+turns the 48 kHz archives of the official HEAR tasks into 16 kHz ones.
+"""
+
+import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import soundfile
@@ -8,7 +15,8 @@ import torch
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from hear_jepa.evaluation.tasks import Task
+from hear_jepa.errors import HearJepaError
+from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
 
 
 def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
@@ -34,3 +42,25 @@ def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
             soundfile.write(target, changed, sample_rate, format="FLAC", subtype="PCM_16")
     done.touch()
     return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Resample every task of a folder, or the named ones; exit code 2 for a folder that cannot be used."""
+    parser = argparse.ArgumentParser(description="HEAR tasks at another rate.")
+    parser.add_argument("tasks_dir", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--from", dest="source", type=int, default=48000, metavar="HZ")
+    parser.add_argument("--to", dest="target", type=int, default=16000, metavar="HZ")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME")
+    arguments = parser.parse_args(argv)
+    try:
+        for folder in find_tasks(arguments.tasks_dir, arguments.tasks):
+            resampled_copy(read_task(folder, arguments.source), arguments.target, arguments.out_dir)
+    except HearJepaError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
