@@ -1,4 +1,4 @@
-"""The figure of an evaluation: one panel a protocol, bars grouped by domain, published scores drawn apart."""
+"""The figure of an evaluation: one panel a protocol, bars grouped by domain, published scores as grey dashes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 COLOURS = ("#2a6f97", "#e07a1f", "#4f9d69", "#b5446e", "#7b5ea7", "#8a7340", "#3aa6b9", "#d1495b")
 GREY = "#9a9a9a"
-GROUP_WIDTH = 0.84  # of the distance between two domains
+GROUP_WIDTH = 0.9  # of the distance between two domains
+STRIP_WIDTH = 0.34  # of it, for published scores
+NAME_HEIGHT = 3.2  # per cent that a name needs
 
 
 def draw(path: Path, rows: "list[Row]", published: "list[PublishedRow]", tasks: list[Task], split: str) -> None:
@@ -26,7 +28,7 @@ def draw(path: Path, rows: "list[Row]", published: "list[PublishedRow]", tasks: 
     except ImportError as error:
         raise OptionError("the figure needs matplotlib: pip install hear-jepa[eval]") from error
     protocols = list(dict.fromkeys(row.protocol for row in rows))
-    figure = Figure(figsize=(10, 0.6 + 4.2 * len(protocols)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(11, 0.6 + 4.2 * len(protocols)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(protocols), 1, squeeze=False)[:, 0]
     for axes, protocol in zip(panels, protocols, strict=True):
@@ -36,16 +38,22 @@ def draw(path: Path, rows: "list[Row]", published: "list[PublishedRow]", tasks: 
 
 
 def _panel(axes: "Axes", rows: "list[Row]", published: "list[PublishedRow]", tasks: list[Task]) -> None:
-    from hear_jepa.evaluation.report import domains_of
+    from hear_jepa.evaluation.report import domain_means, domains_of
 
     domains = domains_of(tasks)
-    series = [(row.label, {name: mean for name, (mean, _) in row.cells.items()}, False) for row in rows]
-    series += [(f"{row.label} (published)", row.cells, True) for row in published]
-    width = GROUP_WIDTH / max(1, len(series))
-    for index, (label, cells, foreign) in enumerate(series):
-        offset = (index - (len(series) - 1) / 2) * width
-        _bars(axes, np.arange(len(domains)) + offset, width, label, cells, tasks, index, foreign)
-    axes.set_xticks(range(len(domains)), [_domain_label(domain, tasks) for domain in domains])
+    strip = STRIP_WIDTH if published else 0.0  # at the right of each group, for the published scores
+    width = (GROUP_WIDTH - strip) / max(1, len(rows))
+    for index, row in enumerate(rows):
+        offset = (index + 0.5) * width - GROUP_WIDTH / 2
+        cells = {name: mean for name, (mean, _) in row.cells.items()}
+        _bars(axes, np.arange(len(domains)) + offset, width, row.label, cells, tasks, COLOURS[index % len(COLOURS)])
+    for position, domain in enumerate(domains):
+        means = [(domain_means(row.cells, tasks).get(domain, np.nan), row.label) for row in published]
+        _published(axes, position + GROUP_WIDTH / 2 - strip, sorted(m for m in means if not np.isnan(m[0])))
+    if published:
+        axes.plot([], [], color=GREY, linewidth=2, label="published by others,\nnot measured here")
+    axes.set_xticks(range(len(domains)), [_domain_label(domain, tasks) for domain in domains], fontsize=9)
+    axes.set_xlim(-0.55, len(domains) - 0.45)
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("score, %")
@@ -62,23 +70,32 @@ def _bars(
     label: str,
     cells: dict[str, float],
     tasks: list[Task],
-    index: int,
-    foreign: bool,
+    colour: str,
 ) -> None:
+    """A model's bar in every domain, its height in white at the foot, a dot for each task."""
     from hear_jepa.evaluation.report import domain_means, domains_of
 
     means = domain_means(cells, tasks)
     heights = [means.get(domain, np.nan) for domain in domains_of(tasks)]
-    style = {"color": "white", "edgecolor": GREY, "hatch": "////"} if foreign else {"color": COLOURS[index % 8]}
-    axes.bar(positions, heights, width * 0.92, label=label, **style)
+    axes.bar(positions, heights, width * 0.92, label=label, color=colour)
     for position, height, domain in zip(positions, heights, domains_of(tasks), strict=True):
         if np.isnan(height):
             continue
-        colour = "black" if foreign else "white"
-        axes.text(position, 1.5, f"{height:.0f}", ha="center", va="bottom", fontsize=7, color=colour)
+        axes.text(position, 1.5, f"{height:.0f}", ha="center", va="bottom", fontsize=7, color="white")
         dots = [cells[task.name] for task in tasks if task.domain == domain and task.name in cells]
         if len(dots) > 1:
             axes.plot([position] * len(dots), dots, ".", color="black", markersize=4)
+
+
+def _published(axes: "Axes", left: float, means: list[tuple[float, str]]) -> None:
+    """Dashes at the heights of the published scores (sorted), with their names moved apart to be read."""
+    heights: list[float] = []
+    for mean, _ in means:
+        heights.append(max(mean, heights[-1] + NAME_HEIGHT) if heights else mean)
+    surplus = max(0.0, heights[-1] - 105) if heights else 0.0
+    for (mean, label), height in zip(means, heights, strict=True):
+        axes.plot([left + 0.01, left + 0.05], [mean, mean], color=GREY, linewidth=2)
+        axes.text(left + 0.06, height - surplus, f"{label} {mean:.0f}", va="center", fontsize=5.5, color="#555555")
 
 
 def _domain_label(domain: str, tasks: list[Task]) -> str:
