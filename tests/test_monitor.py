@@ -1,10 +1,14 @@
 """Claims about the monitor: RankMe counts directions; content statistics do not mistake positions for content; a
-constant encoder, one that repeats positions and one of few directions are called collapsed, a healthy one is not."""
+constant encoder, one that repeats positions and one of few directions are called collapsed, a healthy one is not; the
+probe gives linear and nearest-neighbour scores of real tasks, in per cent."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from hear_jepa.train.monitor import collapse_statistics, is_collapsed, rank_me
+from hear_jepa.frontend import FrontEndConfig
+from hear_jepa.train.monitor import collapse_statistics, is_collapsed, probe, rank_me, snapshot
 from hear_jepa.vit import ViT, ViTConfig
 
 CONFIG = ViTConfig(width=64, depth=2, heads=2, n_time_patches=4)
@@ -55,3 +59,12 @@ def test_looking_leaves_the_encoder_in_its_mode():
     encoder = ViT(CONFIG).train()
     collapse_statistics(encoder, log_mel(4))
     assert encoder.training
+
+
+def test_the_probe_scores_real_tasks():
+    torch.manual_seed(0)
+    tasks = [Path(__file__).parent / "tasks" / "percussion_kind-v1-small"]
+    scores = probe(snapshot(ViT(CONFIG), FrontEndConfig(), "context", (), {}), tasks, 120, torch.device("cpu"))
+    assert set(scores) == {"percussion_kind-v1-small", "mean", "knn/percussion_kind-v1-small", "knn/mean"}
+    assert 20 < scores["mean"] <= 100  # chance is 18: even a random encoder hears a drum
+    assert scores["knn/mean"] == scores["knn/percussion_kind-v1-small"]

@@ -4,6 +4,7 @@
 * a run killed with SIGKILL at any step and resumed ends with bit-equal weights;
 * SIGTERM saves and ends cleanly;
 * accumulation, and two ranks over gloo, take the step that one rank takes with the joined batch;
+* the online probe keeps the state with the best score, and chooses the encoder that is served;
 * with τ = 0 and no predictor the encoders collapse, and the monitor says so;
 * a non-finite loss stops the step, is counted, and after several in a row the run ends with its state saved;
 * a full disk leaves the last good state; other options on resuming, an old run in the way, a missing state, a damaged
@@ -40,17 +41,16 @@ from hear_jepa.train.data import CropStream, DataConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.predictor import PredictorConfig
 from hear_jepa.train.record import read_metrics
-from hear_jepa.train.state import LATEST
+from hear_jepa.train.state import BEST, LATEST
 
-AUDIO = Path(__file__).parent / "tasks" / "sound_source-v1-small" / "16000" / "train"
+TASKS = Path(__file__).parent / "tasks"
 
 
 @pytest.fixture(scope="session")
 def sixteen_clips(tmp_path_factory):
     """A folder with sixteen of the shipped clips."""
     folder = tmp_path_factory.mktemp("clips")
-    clips = sorted(next(path for path in (AUDIO, *AUDIO.parent.iterdir()) if path.is_dir()).glob("*"))[:16]
-    for clip in clips:
+    for clip in sorted((TASKS / "sound_source-v1-small" / "16000" / "fold00").glob("*"))[:16]:
         (folder / clip.name).write_bytes(clip.read_bytes())
     return folder
 
@@ -267,6 +267,20 @@ def test_every_strategy_and_domain_trains(config, strategy):
     path = loop.train(config)
     assert load_checkpoint(path).provenance["config"]["mask"]["strategy"] == strategy
     assert all(line["loss"] > 0 for line in read_metrics(config.out) if "loss" in line)
+
+
+def test_the_probe_keeps_the_best_state_and_chooses_the_encoder(config):
+    tasks = (TASKS / "percussion_kind-v1-small",)
+    config = replace(config, monitor=replace(config.monitor, probe_every=6, probe_tasks=tasks, probe_clips=100))
+    path = loop.train(config)
+    lines = [line for line in read_metrics(config.out) if any(name.endswith("probe/mean") for name in line)]
+    assert [line["step"] for line in lines] == [6, 6, 12, 12]
+    scores = load_checkpoint(path).provenance["probe_validation"]
+    assert load_checkpoint(path).served.encoder == max(scores, key=lambda name: scores[name]["mean"])
+    best = torch.load(config.out / BEST, weights_only=True)
+    means = {line["step"]: max(v for k, v in line.items() if k.endswith("probe/mean")) for line in lines}
+    assert best["extra"]["best_probe"] >= max(means.values()) - 1e-9
+    assert best["step"] in means
 
 
 def last_step(folder):

@@ -72,8 +72,13 @@ def snapshot(
 
 
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:
-    """Validation scores (%) of a quick linear probe on HEAR-format tasks, by task, and their `mean`."""
+    """Validation scores (%) on HEAR-format tasks of a quick linear probe, by task, and their `mean`; and of a
+    nearest-neighbour probe, as `knn/…`."""
     from hear_jepa.evaluation.protocol import probe_model  # evaluation libraries only when probing
 
     scores = probe_model(Embedder(checkpoint).to(device), tasks, max_clips=max_clips, device=str(device))
-    return {**scores, "mean": sum(scores.values()) / len(scores)}
+    by_name = {}
+    for protocol, prefix in (("linear", ""), ("knn", "knn/")):
+        by_name |= {f"{prefix}{task}": 100 * score for task, score in scores[protocol].items()}
+        by_name[f"{prefix}mean"] = 100 * sum(scores[protocol].values()) / len(tasks)
+    return by_name

@@ -1,7 +1,7 @@
 """A task's features -> scores on its validation and test splits, over seeds or folds."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,34 +132,34 @@ def _event_scores(
 
 def probe_model(
     model: nn.Module | LoadedModel,
-    task_folders: list[str | Path],
+    task_folders: Sequence[str | Path],
     *,
-    splits: str = "valid",
+    protocols: Sequence[str] = ("linear", "knn"),
     max_clips: int | None = None,
     seed: int = 0,
     device: str = "cpu",
-) -> Scores:
-    """A quick look at a model, also one in training: the first score of each task, by task name.
+) -> dict[str, Scores]:
+    """A quick look at a model, also one in training: by protocol, each task's first score on its validation split.
 
-    One fold and one seed, at most `max_clips` clips for training and as many for each of validation and test, the same
-    ones every time. `splits` is "valid" or "test". `model` is what `hear_jepa.load_model` returns.
+    One fold and one seed, at most `max_clips` clips for training and as many for validation, the same ones every time;
+    test splits are never read. `model` is what `hear_jepa.load_model` returns.
     """
     if not isinstance(model, LoadedModel):
         model = loaded_module(importlib.import_module("hear_jepa"), model, "hear_jepa")
-    scores = {}
+    scores: dict[str, Scores] = {protocol: {} for protocol in protocols}
     for folder in task_folders:
         task = read_task(folder)
         check_scores(task)
         fold = task.folds[0]
-        wanted = (fold.train, (fold.valid,), (fold.test,) if splits == "test" else ())
         clips = {}
-        for part in wanted:
+        for part in (fold.train, (fold.valid,)):
             clips |= _subsample(task, part, max_clips, seed)
         task = replace(task, clips=clips)
         features = {split: embed_clips(clips[split], task.kind, task.sample_rate, model) for split in clips}
-        fit = fitter(task, "linear", seed, device, quick=True)
-        valid, test = score_fold(task, features, fold, fit, with_test=splits == "test")
-        scores[task.name] = (test if splits == "test" else valid)[task.scores[0]]
+        for protocol in protocols:
+            fit = fitter(task, protocol, seed, device, quick=True)
+            valid, _ = score_fold(task, features, fold, fit, with_test=False)
+            scores[protocol][task.name] = valid[task.scores[0]]
     return scores
 
 
