@@ -35,14 +35,14 @@ def test_the_size_of_vit_base():
 
 
 def test_the_command_line_overrides_a_preset():
-    options = "--optim.steps 7 --mask.strategy time --target.centre --encoder.frames 320"
+    options = "--optim.steps 7 --mask.strategy time --target.no-centre --encoder.frames 320"
     config = parse(["tiny", *options.split()])
     tiny = to_json(PRESETS["tiny"][1])
     assert sorted(differences(tiny, to_json(config))) == [
         "encoder.frames: 208 -> 320",
         "mask.strategy: unstructured -> time",
         "optim.steps: 20000 -> 7",
-        "target.centre: False -> True",
+        "target.centre: True -> False",
     ]
 
 

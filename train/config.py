@@ -149,12 +149,13 @@ class TrainConfig:
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "tiny": (
-        "A shallow tiny encoder for two CPU cores and a few hours.",
+        "A shallow tiny encoder for two CPU cores and a few hours: the recipe of the shipped checkpoint.",
         TrainConfig(
             out=Path("runs/tiny"),
             encoder=EncoderConfig(width=192, depth=6, heads=3),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
+            target=TargetConfig("latent", top_layers=4, centre=True),
             optim=OptimConfig(steps=20_000, batch_size=32, base_lr=4e-3, warmup_share=0.05),
             ema=EmaConfig(0.998, 0.9999),
         ),
