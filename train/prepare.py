@@ -23,12 +23,13 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -173,7 +174,7 @@ def _index(files: list[Path], workers: int, progress: bool) -> Exclusions | None
 def _in_order(function, items: list, workers: int, exclusions: Exclusions | None) -> Iterator[list]:
     """Yield `function(item)` for all items in their order, computed in parallel."""
     if workers == 1 or len(items) < 2:
-        _start_worker(exclusions, threads=torch.get_num_threads())
+        _set_exclusions(exclusions)
         yield from map(function, items)
         return
     # Forking a process in which torch has started threads can hang, so the workers are fresh.
@@ -192,10 +193,16 @@ def _in_order(function, items: list, workers: int, exclusions: Exclusions | None
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(exclusions: Exclusions | None, threads: int = 1) -> None:
+def _start_worker(exclusions: Exclusions | None) -> None:
+    _set_exclusions(exclusions)
+    torch.set_num_threads(1)
+    # A parent that is killed cannot end its workers, and they would wait for ever.
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _set_exclusions(exclusions: Exclusions | None) -> None:
     global _exclusions  # set once in a worker's life: too large to send along with every file
     _exclusions = exclusions
-    torch.set_num_threads(threads)
 
 
 def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
