@@ -34,12 +34,6 @@ class SplitFeatures:
     counts: np.ndarray
     times_ms: np.ndarray
 
-    def subset(self, keep: np.ndarray) -> "SplitFeatures":
-        """Only the clips whose indices `keep` holds."""
-        ends = np.cumsum(self.counts)
-        rows = np.concatenate([np.arange(ends[i] - self.counts[i], ends[i]) for i in keep])
-        return SplitFeatures(self.values[rows], self.counts[keep], self.times_ms[rows])
-
 
 def embed_split(task: Task, split: str, model: LoadedModel, cache_dir: Path | None = None) -> SplitFeatures:
     """Embed one split, or read it back from `cache_dir`."""

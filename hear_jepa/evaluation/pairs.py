@@ -14,6 +14,7 @@ from hear_jepa.atomic import atomic_path
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.hear_protocol import run_heareval
 from hear_jepa.evaluation.models import LoadedModel, ModelSpec, load_spec
+from hear_jepa.evaluation.probe import KnnConfig, LinearConfig
 from hear_jepa.evaluation.protocol import TaskScores, probe_task
 from hear_jepa.evaluation.tasks import Task, read_task
 
@@ -83,7 +84,8 @@ class PairRunner:
     def _settings(self, protocol: str) -> dict[str, Any]:
         if protocol == "hear":
             return {"grid_points": self.settings.grid_points, "grid": self.settings.grid}
-        return {"splits": self.settings.splits}
+        probe = LinearConfig() if protocol == "linear" else KnnConfig()
+        return {"splits": self.settings.splits, "probe": asdict(probe)}
 
     def _path(self, model: LoadedModel, task: Task, protocol: str) -> Path:
         identity = json.dumps([task.fingerprint, self._settings(protocol)], sort_keys=True)

@@ -1,9 +1,9 @@
 """Linear and nearest-neighbour probes of frozen features: pure functions of arrays and a seed.
 
 The linear probe is the paper's (section 4.2, after EVAR): standardised features, one linear layer, Adam on batches
-of 128, early stopping on the validation score. In addition the learning rate (the paper's 3e-5 and up, which suits
-features of 100 to 4000 dimensions) and an L2 penalty are selected on the validation score; all the candidates train at
-once, side by side in one wide layer.
+of 128, early stopping on the validation score. In addition the learning rate (higher than the paper's 3e-5, which wants
+more clips or more dimensions than most tasks have) and an L2 penalty are selected on the validation score; all the
+candidates train at once, side by side in one wide layer, until each has stopped.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Predict = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores in 0 â
 class LinearConfig:
     """Settings of the linear probe."""
 
-    learning_rates: tuple[float, ...] = (3e-5, 3e-4, 3e-3, 3e-2)
+    learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     penalties: tuple[float, ...] = (0.0, 1e-2)  # the loss gains half of this times the weights' squared norm
     batch_size: int = 128
     max_epochs: int = 200
@@ -84,7 +84,9 @@ def linear_probe(
     for epoch in range(config.max_epochs):
         for batch in torch.randperm(len(x), generator=order).to(device).split(config.batch_size):
             layer.step(x[batch], y[batch])
-        if selection.stale(epoch) >= config.patience:
+        selection.look(epoch)
+        layer.keep(selection.unfinished(epoch, config.patience))
+        if not layer.active:
             break
     weight, bias = selection.winner()
 
@@ -115,12 +117,23 @@ class _WideLayer:
         self.moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
         columns = torch.tensor(config.candidates, device=device).repeat_interleave(n_classes, dim=0)
         self.rates, self.penalties = columns.unbind(1)
-        self.shape = (n_candidates, n_classes)
+        self.active, self.n_classes = list(range(n_candidates)), n_classes
         self.betas, self.multilabel, self.steps = config.betas, multilabel, 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, candidates, C]."""
-        return (x @ self.weights[:-1] + self.weights[-1]).unflatten(1, self.shape)
+        """[N, D] -> [N, active, C]."""
+        return (x @ self.weights[:-1] + self.weights[-1]).unflatten(1, (len(self.active), self.n_classes))
+
+    def keep(self, positions: list[int]) -> None:
+        """Go on with these of the active candidates alone."""
+        if len(positions) == len(self.active):
+            return
+        columns = torch.arange(len(self.active) * self.n_classes, device=self.weights.device)
+        columns = columns.unflatten(0, (len(self.active), self.n_classes))[positions].flatten()
+        self.weights = self.weights[:, columns]
+        self.moments = (self.moments[0][:, columns], self.moments[1][:, columns])
+        self.rates, self.penalties = self.rates[columns], self.penalties[columns]
+        self.active = [self.active[position] for position in positions]
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One step of Adam on the mean loss of a batch: cross-entropy, or binary cross-entropy over the classes."""
@@ -143,20 +156,25 @@ class _Selection:
         self.layer, self.x, self.targets, self.multilabel = layer, x, targets, multilabel
         self.y = torch.as_tensor(targets, dtype=torch.float32, device=x.device)
         self.metric: Metric = mean_average_precision if multilabel else accuracy
-        self.best = [(-1.0, -float("inf"))] * layer.shape[0]
-        self.best_epoch = [-1] * layer.shape[0]
-        self.kept = layer.weights.clone().unflatten(1, layer.shape)  # [D + 1, candidates, C]
+        self.best = [(-1.0, -float("inf"))] * len(layer.active)
+        self.best_epoch = [0] * len(layer.active)
+        self.kept = layer.weights.clone().unflatten(1, (len(layer.active), layer.n_classes))  # [D + 1, candidates, C]
 
-    def stale(self, epoch: int) -> int:
-        """Look at the validation clips; how many epochs ago the last candidate improved."""
-        logits = self.layer.logits(self.x)  # [N, candidates, C]
-        current = self.layer.weights.unflatten(1, self.layer.shape)
-        for index in range(self.layer.shape[0]):
-            value = (self.metric(logits[:, index].cpu().numpy(), self.targets), -self._loss(logits[:, index]))
-            if value > self.best[index]:
-                self.best[index], self.best_epoch[index] = value, epoch
-                self.kept[:, index] = current[:, index]
-        return epoch - max(self.best_epoch)
+    def look(self, epoch: int) -> None:
+        """Score the validation clips and keep the weights of those candidates that improved."""
+        logits = self.layer.logits(self.x)  # [N, active, C]
+        current = self.layer.weights.unflatten(1, logits.shape[1:])
+        for position, candidate in enumerate(self.layer.active):
+            scored = logits[:, position]
+            value = (self.metric(scored.cpu().numpy(), self.targets), -self._loss(scored))
+            if value > self.best[candidate]:
+                self.best[candidate], self.best_epoch[candidate] = value, epoch
+                self.kept[:, candidate] = current[:, position]
+
+    def unfinished(self, epoch: int, patience: int) -> list[int]:
+        """Positions of the active candidates that improved in the last `patience` epochs."""
+        active = enumerate(self.layer.active)
+        return [position for position, candidate in active if epoch - self.best_epoch[candidate] < patience]
 
     def winner(self) -> tuple[Tensor, Tensor]:
         """Weights [D, C] and biases [C] of the best candidate."""
