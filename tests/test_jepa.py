@@ -121,14 +121,21 @@ def test_top_layers_are_normalised_then_averaged():
     torch.testing.assert_close(jepa.targets(patches, mask), take(average, mask.target))
 
 
-def test_centring_takes_out_each_positions_mean():
+def test_centring_takes_out_each_positions_running_mean():
     centre = PositionMean(4, 2, momentum=0.5)
     indices = torch.tensor([[0, 1], [0, 2]])
     embeddings = torch.tensor([[[1.0, 1.0], [2.0, 2.0]], [[3.0, 5.0], [4.0, 4.0]]])
-    centred = centre(embeddings, indices)
-    assert centred.equal(torch.tensor([[[-1.0, -2.0], [0.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]]]))
-    centre(torch.zeros(2, 2, 2), indices)
-    assert centre.mean.equal(torch.tensor([[1.0, 1.5], [1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))  # position 3: never seen
+    assert centre(embeddings, indices).equal(embeddings)  # nothing is known yet
+    centre.update()
+    assert centre.mean.equal(torch.tensor([[2.0, 3.0], [2.0, 2.0], [4.0, 4.0], [0.0, 0.0]]))  # position 3: never seen
+    assert centre(embeddings, indices).equal(
+        torch.tensor([[[-1.0, -2.0], [0.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]]])
+    )
+    centre.forget()  # that step was not taken
+    centre(torch.zeros(1, 2, 2), indices[:1])  # two micro-batches of one step
+    centre(torch.zeros(1, 2, 2), indices[1:])
+    centre.update()
+    assert centre.mean.equal(torch.tensor([[1.0, 1.5], [1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))
 
 
 def test_variance_covariance_by_their_definition():

@@ -18,21 +18,29 @@ class PositionMean(nn.Module):
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(n_patches, width))
         self.register_buffer("seen", torch.zeros(n_patches, dtype=torch.bool))
+        self.register_buffer("sums", torch.zeros(n_patches, width), persistent=False)  # of the step so far
+        self.register_buffer("counts", torch.zeros(n_patches), persistent=False)
 
     @torch.no_grad()
     def forward(self, embeddings: Tensor, indices: Tensor) -> Tensor:
-        """embeddings [N, K, D] at tokens [N, K] -> the same less the running mean, which takes them in first.
-
-        The mean is over the crops of all ranks.
-        """
-        width = embeddings.shape[-1]
-        sums = torch.zeros_like(self.mean).index_add_(0, indices.flatten(), embeddings.float().reshape(-1, width))
-        counts = torch.bincount(indices.flatten(), minlength=len(self.mean)).to(sums.dtype)
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-            dist.all_reduce(counts)
-        batch_mean = sums / counts.clamp_min(1)[:, None]
-        weight = torch.where(self.seen, 1 - self.momentum, 1.0) * (counts > 0)
-        self.mean.lerp_(batch_mean, weight[:, None])
-        self.seen |= counts > 0
+        """embeddings [N, K, D] at tokens [N, K] -> the same less the running mean; kept for `update`."""
+        tokens = indices.flatten()
+        self.sums.index_add_(0, tokens, embeddings.float().reshape(-1, embeddings.shape[-1]))
+        self.counts += torch.bincount(tokens, minlength=len(self.mean))
         return embeddings - self.mean[indices]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the step's embeddings, those of all ranks and micro-batches, into the running mean."""
+        if dist.is_initialized():
+            dist.all_reduce(self.sums)
+            dist.all_reduce(self.counts)
+        weight = torch.where(self.seen, 1 - self.momentum, 1.0) * (self.counts > 0)
+        self.mean.lerp_(self.sums / self.counts.clamp_min(1)[:, None], weight[:, None])
+        self.seen |= self.counts > 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the step's embeddings: the step was not taken."""
+        self.sums.zero_()
+        self.counts.zero_()

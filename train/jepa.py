@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hear_jepa.errors import OptionError
 from hear_jepa.train.centring import PositionMean
 from hear_jepa.train.losses import LossConfig, normalise, prediction_loss, variance_covariance
 from hear_jepa.train.masking import Mask
@@ -43,7 +44,7 @@ class JEPA(nn.Module):
     def __init__(self, encoder: ViTConfig, predictor: PredictorConfig, target: TargetConfig, loss: LossConfig):
         super().__init__()
         if not 1 <= target.top_layers <= encoder.depth:
-            raise ValueError(f"top_layers is {target.top_layers}: the encoder has {encoder.depth} layers")
+            raise OptionError(f"--target.top-layers is {target.top_layers}: the encoder has {encoder.depth} layers")
         self.target_config, self.loss_config = target, loss
         self.context_encoder = ViT(encoder)
         self.predictor = build_predictor(predictor, encoder)
@@ -86,6 +87,13 @@ class JEPA(nn.Module):
         """target ← momentum · target + (1 - momentum) · context, over parameters and buffers (paper, eq. 2)."""
         target, context = _tensors(self.target_encoder), _tensors(self.context_encoder)
         torch._foreach_lerp_(target, context, 1 - momentum)
+        if self.position_mean is not None:
+            self.position_mean.update()
+
+    def skip_update(self) -> None:
+        """Forget a step that was not taken."""
+        if self.position_mean is not None:
+            self.position_mean.forget()
 
     def _regulariser(self, context: Tensor) -> Tensor | float:
         config = self.loss_config

@@ -130,6 +130,8 @@ class Run:
         momentum = interpolate(self.step, total, config.ema.start, config.ema.end, config.ema.shape)
         if finite:
             self.jepa.update_target(momentum)
+        else:
+            self.jepa.skip_update()
         values = {"loss": loss_sum, "lr": lr, "tau": momentum, "grad_norm": norm}
         if (self.step + 1) % config.monitor.log_every == 0:
             values["loss"] = self.ranks.mean(loss_sum)

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hear_jepa.errors import OptionError
+
 
 @dataclass(frozen=True)
 class MaskConfig:
@@ -61,7 +63,7 @@ def unstructured(n_masks: int, n_freq: int, n_time: int, context_share: float, g
     n_patches = n_freq * n_time
     n_context = round(context_share * n_patches)
     if not 0 < n_context < n_patches:
-        raise ValueError(f"a context share of {context_share} leaves no context or no target on {n_patches} patches")
+        raise OptionError(f"a context share of {context_share} leaves no context or no target on {n_patches} patches")
     order = torch.rand(n_masks, n_patches, generator=generator).argsort(dim=1)
     return Mask(order[:, :n_context].sort(dim=1).values, order[:, n_context:].sort(dim=1).values)
 
@@ -77,7 +79,7 @@ def block_shapes(
         if _within(height * width / (n_freq * n_time), scale) and _within(height / width, aspect)
     ]
     if not shapes:
-        raise ValueError(f"no block on a {n_freq}×{n_time} grid has a scale in {scale} and an aspect in {aspect}")
+        raise OptionError(f"no block on a {n_freq}×{n_time} grid has a scale in {scale} and an aspect in {aspect}")
     return shapes
 
 
@@ -85,7 +87,7 @@ def column_shapes(n_freq: int, n_time: int, scale: tuple[float, float]) -> list[
     """All spans of whole columns whose share of the grid lies within the bounds, as (n_freq, width)."""
     shapes = [(n_freq, width) for width in range(1, n_time + 1) if _within(width / n_time, scale)]
     if not shapes:
-        raise ValueError(f"no span of whole columns among {n_time} has a scale in {scale}")
+        raise OptionError(f"no span of whole columns among {n_time} has a scale in {scale}")
     return shapes
 
 
@@ -130,7 +132,7 @@ def _one_length(chosen: Tensor, n_freq: int, whole_columns: bool, generator: tor
     """Indices of the chosen patches [N, K], K the smallest count of the batch, the surplus dropped at random."""
     count = int(chosen.sum(dim=1).min())
     if count == 0:
-        raise ValueError("a mask left no patch of a kind: lower the target blocks or scale, or widen the grid")
+        raise OptionError("a mask left no patch of a kind: lower the target blocks or scale, or widen the grid")
     n_masks, n_patches = chosen.shape
     rank = torch.rand(n_masks, n_patches // n_freq if whole_columns else n_patches, generator=generator)
     if whole_columns:
