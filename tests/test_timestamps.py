@@ -57,6 +57,10 @@ def test_each_timestamp_is_given_once_by_the_column_centred_on_it(n_samples, hop
     assert [float(centre) for _, centre in pairs] == timestamps_ms(n_samples, hop_ms).tolist()
 
 
+def test_the_centre_of_a_column_is_the_mean_of_its_frames():
+    assert sum(FRAME_MS * frame for frame in range(16)) / 16 == CENTRE_MS
+
+
 @pytest.mark.parametrize("n_samples", [1, 16, 79])
 def test_less_than_5_ms_has_one_timestamp_in_its_middle(n_samples):
     for hop_ms in HOPS_MS:
