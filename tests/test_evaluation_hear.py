@@ -2,6 +2,7 @@
 
 * Its result file is read fold by fold, the aggregate and the settings aside.
 * A task of another rate is copied resampled, once, under the same names, and is a sound task; also by hand.
+* The remedies act in the processes of heareval and hear-validator, and in no other.
 * A whole event task runs (the case that today's Lightning breaks), its score is heareval's own, and neither embeddings
   nor ./logs stay. The plain `python -m heareval…` commands are what is run.
 * When heareval fails, the error carries the end of its log. (The last two where heareval is installed.)
@@ -9,6 +10,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import soundfile
@@ -64,6 +68,22 @@ def test_resampling_from_the_command_line(tmp_path, capsys):
     assert halved.samples == task.clips["train"][0].samples / 2
     assert main([str(tmp_path / "tasks"), str(tmp_path / "out")]) == 2
     assert "48000" in capsys.readouterr().err
+
+
+def test_remedies_act_in_the_tools_alone():
+    printed = subprocess.run(
+        [sys.executable, "-m", "hear_jepa.evaluation.hear_protocol"], capture_output=True, text=True, check=True
+    )
+    environment = dict(os.environ, PYTHONPATH=printed.stdout.strip())
+
+    def stubbed(*arguments):
+        code = "import sys; print(hasattr(sys.modules.get('tensorflow'), 'Module'))"
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert stubbed() == "False"
+    if importlib.util.find_spec("tensorflow") is None:
+        assert stubbed("hear-validator") == "True"
 
 
 @needs_heareval
