@@ -107,6 +107,8 @@ def test_fingerprint_follows_the_content(scene, tmp_path):
 
 def test_tasks_are_found_by_name(scene):
     assert find_tasks(scene.parent) == find_tasks(scene.parent, ["tones"]) == find_tasks(scene.parent, ["tones-v1"])
+    long = write_scene_task(scene.parent / "tones_long-v2.0.0-5h", clips=1)
+    assert find_tasks(scene.parent, ["tones_long"]) == [long] != find_tasks(scene.parent, ["tones"])
     with pytest.raises(TaskError, match="there are: tones-v1"):
         find_tasks(scene.parent, ["esc50"])
     with pytest.raises(TaskError, match="task_metadata.json"):

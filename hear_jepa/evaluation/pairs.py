@@ -14,8 +14,8 @@ from hear_jepa.atomic import atomic_path
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.hear_protocol import run_heareval
 from hear_jepa.evaluation.models import LoadedModel, ModelSpec, load_spec
-from hear_jepa.evaluation.probe import KnnConfig, LinearConfig
-from hear_jepa.evaluation.protocol import TaskScores, probe_task
+from hear_jepa.evaluation.probe import KnnConfig
+from hear_jepa.evaluation.protocol import TaskScores, linear_config, probe_task
 from hear_jepa.evaluation.tasks import Task, read_task
 
 logger = logging.getLogger(__name__)
@@ -81,14 +81,14 @@ class PairRunner:
             self._loaded = (spec, load_spec(spec, self.settings.device))
         return self._loaded[1]
 
-    def _settings(self, protocol: str) -> dict[str, Any]:
+    def _settings(self, task: Task, protocol: str) -> dict[str, Any]:
         if protocol == "hear":
             return {"grid_points": self.settings.grid_points, "grid": self.settings.grid}
-        probe = LinearConfig() if protocol == "linear" else KnnConfig()
+        probe = linear_config(task) if protocol == "linear" else KnnConfig()
         return {"splits": self.settings.splits, "probe": asdict(probe)}
 
     def _path(self, model: LoadedModel, task: Task, protocol: str) -> Path:
-        identity = json.dumps([task.fingerprint, self._settings(protocol)], sort_keys=True)
+        identity = json.dumps([task.fingerprint, self._settings(task, protocol)], sort_keys=True)
         key = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return self.out / "pairs" / protocol / model.key / f"{task.name}-{key}.json"
 
@@ -119,7 +119,7 @@ class PairRunner:
             scores=summarise(scores),
             sha256=model.sha256,
             embedding_size=int(size),
-            settings=self._settings(protocol),
+            settings=self._settings(task, protocol),
             seconds=round(seconds, 1),
         )
 

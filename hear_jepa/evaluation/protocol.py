@@ -19,7 +19,7 @@ from hear_jepa.evaluation.tasks import Fold, Task, read_task
 
 N_SEEDS = 3  # where a task has one split into train, valid and test
 QUICK = LinearConfig(learning_rates=(3e-4, 3e-3), penalties=(0.0,), max_epochs=60, patience=8)
-FRAMES = {"batch_size": 1024, "learning_rates": (3e-4, 3e-3), "penalties": (0.0,)}  # an event task has many rows
+FRAMES = {"batch_size": 256, "learning_rates": (1e-3, 1e-2), "penalties": (0.0,)}  # an event task has many rows
 Scores = dict[str, float]
 Fit = Callable[..., Predict]
 
@@ -60,10 +60,13 @@ def fitter(task: Task, protocol: str, seed: int, device: str = "cpu", quick: boo
     """The probe of a protocol with its seed and settings bound; the frames of an event task come in larger batches."""
     if protocol == "knn":
         return partial(knn_probe, device=device)
+    return partial(linear_probe, seed=seed, device=device, config=linear_config(task, quick))
+
+
+def linear_config(task: Task, quick: bool = False) -> LinearConfig:
+    """Settings of the linear probe on this task."""
     config = QUICK if quick else LinearConfig()
-    if task.kind == "event":
-        config = replace(config, **FRAMES)
-    return partial(linear_probe, seed=seed, device=device, config=config)
+    return replace(config, **FRAMES) if task.kind == "event" else config
 
 
 def check_scores(task: Task) -> None:

@@ -80,7 +80,8 @@ class Task:
 
 
 def find_tasks(tasks_dir: str | Path, names: list[str] | None = None) -> list[Path]:
-    """The task folders of `tasks_dir` (those that hold task_metadata.json), or the named ones; TaskError if none."""
+    """The task folders of `tasks_dir` (those that hold task_metadata.json), or the named ones (`esc50` for any
+    `esc50-…`); TaskError if none."""
     tasks_dir = Path(tasks_dir)
     if not tasks_dir.is_dir():
         raise TaskError(f"{tasks_dir}: no such folder; --tasks-dir names the folder that holds the task folders")
@@ -91,7 +92,7 @@ def find_tasks(tasks_dir: str | Path, names: list[str] | None = None) -> list[Pa
         return found
     chosen = []
     for name in names:
-        matching = [folder for folder in found if folder.name == name or folder.name.rsplit("-", 1)[0] == name]
+        matching = [folder for folder in found if folder.name == name or folder.name.startswith(f"{name}-")]
         if not matching:
             raise TaskError(f"no task {name!r} in {tasks_dir}; there are: {', '.join(f.name for f in found)}")
         chosen += [folder for folder in matching if folder not in chosen]
