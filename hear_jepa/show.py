@@ -96,18 +96,25 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
     bands = (-0.5, log_mel.shape[0] - 0.5)
     half_frame = settings.hop_length / 2 / settings.sample_rate
     extent = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
-    image = sound.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma")
+    image = sound.imshow(log_mel.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma")
     figure.colorbar(image, ax=sound, label="log-mel, standardised", pad=0.01)
     sound.set_title(f"{title}: log-mel")
     left = start_s + (first_ms - COLUMN_MS / 2) / 1000
     extent = (left, left + len(patches) * COLUMN_MS / 1000, *bands)
-    colours.imshow(patch_colours(patches), origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    colours.imshow(
+        patch_colours(patches).numpy(), origin="lower", aspect="auto", extent=extent, interpolation="nearest"
+    )
     # The louder, the brighter: the colours alone would hide where the sound is.
     grey = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
     low, high = log_mel.flatten().quantile(0.05), log_mel.flatten().quantile(0.995)
     darkness = 0.75 * (1 - ((log_mel - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))
     colours.imshow(
-        torch.zeros_like(log_mel), origin="lower", aspect="auto", extent=grey, cmap="gray", alpha=darkness.numpy()
+        torch.zeros_like(log_mel).numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=grey,
+        cmap="gray",
+        alpha=darkness.numpy(),
     )
     colours.set_title("patch embeddings: first three principal components as red, green, blue")
     for axes in (sound, colours):
@@ -116,7 +123,7 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
         axes.set_yticks(places, labels)
     half_hop = model.hop_ms / 2000
     edges = (centres[0].item() - half_hop, centres[-1].item() + half_hop)
-    image = alike.imshow(similarity, origin="lower", extent=edges * 2, cmap="RdBu_r", vmin=-1, vmax=1)
+    image = alike.imshow(similarity.numpy(), origin="lower", extent=edges * 2, cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(image, ax=alike, label="cosine, the mean embedding taken off", pad=0.01)
     alike.set(title=f"self-similarity of the timestamp embeddings, every {model.hop_ms} ms")
     alike.set(xlabel="time (s)", ylabel="time (s)")

@@ -1,0 +1,72 @@
+"""Exported models.
+
+* ONNX (run by onnxruntime) and torch.export files give the model's scenes and timestamps to 1e-4 on real audio, for one
+  clip and for several, from 80 ms on: within a window, on its border, over several windows.
+* The exported arithmetic equals the model's at every hop, with several layers, and with a class token.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SMALL, random_checkpoint
+
+from hear_jepa import Embedder
+from hear_jepa.export import SHORTEST_SAMPLES, ExportedEmbedder, export_model
+
+LENGTHS = [SHORTEST_SAMPLES, 3761, 16000, 33280, 33281, 66560, 100000]
+EXACT = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Small enough to be exported in seconds."""
+    return Embedder(random_checkpoint(replace(SMALL, width=48, depth=1)), hop_ms=80)
+
+
+def expected(model, audio, kind):
+    if kind == "scene":
+        return (model.scenes(audio),)
+    embeddings, timestamps = model.timestamps(audio)
+    return embeddings, timestamps[0]
+
+
+def check(model, minute, exported, kind, lengths=LENGTHS):
+    for n_samples in lengths:
+        for n_clips in (1, 3):
+            audio = torch.stack([minute[9000 * clip :][:n_samples] for clip in range(n_clips)])
+            for found, wanted in zip(exported(audio), expected(model, audio, kind), strict=True):
+                torch.testing.assert_close(found, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("kind, hop_ms", [("scene", 40), ("timestamps", 10), ("timestamps", 40), ("timestamps", 160)])
+def test_the_arithmetic_is_that_of_the_model(minute, kind, hop_ms):
+    config = replace(SMALL, class_token=True)
+    model = Embedder(random_checkpoint(config), hop_ms=hop_ms, layers=[1, 3])
+    graph = ExportedEmbedder(model, kind)
+
+    def exported(audio):
+        with torch.no_grad():
+            found = graph(audio)
+        return (found,) if kind == "scene" else found
+
+    check(model, minute, exported, kind)
+
+
+@pytest.mark.parametrize("kind", ["scene", "timestamps"])
+def test_onnxruntime_gives_what_the_model_gives(tmp_path, tiny, minute, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_model(tiny, tmp_path / "model.onnx", "onnx", kind)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+
+    def exported(audio):
+        return [torch.from_numpy(output) for output in session.run(None, {"audio": audio.numpy()})]
+
+    check(tiny, minute, exported, kind)
+
+
+def test_torch_export_gives_what_the_model_gives(tmp_path, tiny, minute):
+    export_model(tiny, tmp_path / "model.pt2", "torch", "timestamps")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    check(tiny, minute, program, "timestamps")
