@@ -31,6 +31,7 @@ demo: $(READY)
 	$(BIN)/hear-jepa embed tests/tasks/percussion_events-v1-small --kind timestamps --out demo/timestamps.npz
 	$(BIN)/hear-jepa evaluate --tasks-dir tests/tasks --out demo/evaluation \
 		--models hear_jepa logmel-stats untrained hearbaseline
+	@cat demo/evaluation/results.md
 
 test: $(READY)
 	$(BIN)/python -m pytest --quiet
