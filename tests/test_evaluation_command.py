@@ -39,7 +39,7 @@ def room(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(KILLED_MODULE)
     (tmp_path / f"broken_{tmp_path.name}.py").write_text("def load_model(path=''):\n    raise MemoryError('too big')\n")
     write_scene_task(tmp_path / "tasks" / "speech_tones-v1")
-    write_scene_task(tmp_path / "tasks" / "esc_tones-v1", ("fold00", "fold01", "fold02"))
+    write_scene_task(tmp_path / "tasks" / "esc_tones-v1", ("fold00", "fold01", "fold02"), clips=24)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -65,7 +65,8 @@ def test_all_pairs_are_scored(room):
     }
     for result in results:
         score = result["scores"][result["score"]]
-        assert score["test"]["mean"] > 0.8 and len(result["sha256"]) == 64 and result["embedding_size"] == 16
+        assert score["test"]["mean"] > 0.8, (result["task"], result["protocol"], score)
+        assert len(result["sha256"]) == 64 and result["embedding_size"] == 16
     runs = {(r["task"], r["protocol"]): len(r["scores"][r["score"]]["test"]["runs"]) for r in results}
     assert runs["speech_tones-v1", "linear"] == runs["esc_tones-v1", "linear"] == runs["esc_tones-v1", "knn"] == 3
     assert runs["speech_tones-v1", "knn"] == 1  # it has no seed
