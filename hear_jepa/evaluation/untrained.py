@@ -1,28 +1,30 @@
 """A floor, as a HEAR module: our encoder with random weights, what its architecture gives before any training."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 import hear_jepa
-from hear_jepa.checkpoint import Checkpoint
+from hear_jepa.api import checkpoint_file
+from hear_jepa.checkpoint import load_checkpoint
 from hear_jepa.embedder import Embedder
-from hear_jepa.errors import OptionError
-from hear_jepa.vit import SIZES, ViT, ViTConfig
+from hear_jepa.vit import ViT
 
 SEED = 0
 
 
-def load_model(model_file_path: str = "", size: str = "tiny", **options: object) -> Embedder:
-    """HEAR API; `size` is that of an encoder (tiny, small, base), the options are those of `hear_jepa.load_model`."""
-    del model_file_path
-    if size not in SIZES:
-        raise OptionError(f"untrained: there is no size {size!r}; choose one of {', '.join(SIZES)}")
-    width, depth, heads = SIZES[size]
-    config = ViTConfig(width=width, depth=depth, heads=heads)
+def load_model(model_file_path: str = "", **options: object) -> Embedder:
+    """HEAR API: the architecture, front end and served layers of a checkpoint, its weights drawn anew.
+
+    model_file_path and options are those of `hear_jepa.load_model`.
+    """
+    with checkpoint_file(model_file_path) as path:
+        trained = load_checkpoint(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        weights = ViT(config).state_dict()
-    return Embedder(Checkpoint(encoder=config, weights=weights, provenance={"untrained": True}), **options)
+        weights = ViT(trained.encoder).state_dict()
+    return Embedder(replace(trained, weights=weights, provenance={"untrained": True}), **options)
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
