@@ -28,7 +28,7 @@ $(READY): setup.cfg pyproject.toml requirements-hear.txt
 
 demo: $(READY)
 	PYTHONPATH=$$($(BIN)/python -m hear_jepa.evaluation.hear_protocol) $(BIN)/hear-validator hear_jepa
-	$(BIN)/hear-jepa embed tests/tasks/percussion_events-v1-small --kind timestamps --out demo/timestamps.npz
+	$(BIN)/hear-jepa embed tests/tasks/percussion_events-v1-small --kind timestamps --out demo/timestamps.npz --overwrite
 	$(BIN)/hear-jepa evaluate --tasks-dir tests/tasks --out demo/evaluation \
 		--models hear_jepa logmel-stats untrained hearbaseline
 	@cat demo/evaluation/results.md
@@ -40,7 +40,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 
 wheel: $(READY)
-	rm -rf dist $(WHEEL_VENV)
+	rm -rf build dist $(WHEEL_VENV)
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/python -m pip install --quiet dist/*.whl

@@ -17,6 +17,7 @@ from hear_jepa.errors import AudioError, OptionError
 
 DEFAULT_MODEL = "tiny"
 SUFFIX = ".safetensors"
+LOUDEST = 1e10  # beyond, the power spectrogram overflows float32
 OPTIONS = tuple(inspect.signature(Embedder).parameters)[1:]
 
 
@@ -101,4 +102,7 @@ def check_audio(audio: Tensor) -> Tensor:
     if not finite.all():
         clips = (~finite).nonzero().flatten().tolist()
         raise AudioError(f"audio holds NaN or infinite samples in clip {', '.join(map(str, clips[:8]))} of {shape[0]}")
+    loudest = audio.abs().max().item()
+    if loudest > LOUDEST:
+        raise AudioError(f"audio holds samples of {loudest:.0e}: {wanted} with samples in [-1, 1]")
     return audio

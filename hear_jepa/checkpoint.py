@@ -1,7 +1,8 @@
 """The weights file: one safetensors file with an encoder's weights, its configuration and where it comes from.
 
 The header holds `format`, `version`, `config` (JSON: encoder, front end, what is served), `provenance` (JSON, free
-form; `untrained` is true in a placeholder) and `weights_sha256`, which tells an altered file from a sound one.
+form; `untrained` is true in a placeholder), `config_sha256` and `weights_sha256`, which tell an altered file from a
+sound one.
 Loading is strict and runs no pickle.
 """
 
@@ -23,7 +24,7 @@ from hear_jepa.vit import ViT, ViTConfig
 
 FORMAT = "hear_jepa"
 VERSION = "1"
-HEADER_KEYS = ("format", "version", "config", "provenance", "weights_sha256")
+HEADER_KEYS = ("format", "version", "config", "provenance", "config_sha256", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype
         "provenance": json.dumps(checkpoint.provenance),
         "weights_sha256": weights_sha256(weights),
     }
+    header["config_sha256"] = _config_sha256(header)
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata=header)
     return file_sha256(path)
@@ -98,6 +100,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: its header lacks {', '.join(missing)}: fetch or export the file again")
     if weights_sha256(weights) != header["weights_sha256"]:
         raise CheckpointError(f"{path} was altered: its weights do not match their checksum; fetch the file again")
+    if _config_sha256(header) != header["config_sha256"]:
+        raise CheckpointError(f"{path} was altered: its configuration does not match its checksum; fetch it again")
     try:
         config = json.loads(header["config"])
         served = dict(config["served"])
@@ -140,6 +144,10 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _config_sha256(header: dict[str, str]) -> str:
+    return hashlib.sha256(f"{header['config']}\n{header['provenance']}".encode()).hexdigest()
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -156,8 +164,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        start = path.read_bytes()[:4]
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        if _first_bytes(path) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
                 f"{path} is a pickle (.pt, .pth or .ckpt), which is never loaded here: "
                 "turn it into safetensors with `hear-jepa convert`"
@@ -165,6 +172,14 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}): it is truncated or damaged; fetch it again"
         ) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(2)
+    except OSError:
+        return b""
 
 
 def _strict(kind: type, values: dict[str, Any]) -> Any:
@@ -176,8 +191,11 @@ def _strict(kind: type, values: dict[str, Any]) -> Any:
 
 def check_shapes(path: Path, checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` unless the weights are, tensor by tensor, those that the configuration describes."""
-    with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in ViT(checkpoint.encoder).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(t.shape) for name, t in ViT(checkpoint.encoder).state_dict().items()}
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: its configuration describes no encoder ({error}); export it again") from error
     found = {name: tuple(t.shape) for name, t in checkpoint.weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:

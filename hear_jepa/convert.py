@@ -176,11 +176,13 @@ def infer_config(weights: dict[str, Tensor], heads: int | None, norm_eps: float)
     width = positions.shape[1]
     if heads is None and width not in HEADS:
         raise OptionError(f"say how many heads attention has (--heads): a width of {width} does not tell")
+    if heads is not None and (heads < 1 or width % heads):
+        raise OptionError(f"--heads is {heads}: the width {width} must be a multiple of it")
     hidden = weights["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in weights else 4 * width
     return ViTConfig(
         width=width,
         depth=1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=0),
-        heads=heads or HEADS[width],
+        heads=HEADS[width] if heads is None else heads,
         n_freq_patches=N_FREQ,
         n_time_patches=len(positions) // N_FREQ,
         mlp_ratio=hidden / width,

@@ -25,7 +25,7 @@ def embed_waveform(
     if waveform.dim() not in (1, 2) or 0 in waveform.shape:
         raise AudioError(f"the waveform has shape {tuple(waveform.shape)}: give [samples] or [channels, samples]")
     channels = check_audio(waveform if waveform.dim() == 2 else waveform[None])
-    audio = resample(channels.float().mean(0, keepdim=True), sample_rate, embedder.sample_rate)
+    audio = resample(channels.float().mean(0, keepdim=True).cpu(), sample_rate, embedder.sample_rate)
     if kind == "scene":
         return embedder.scenes(audio)[0]
     embeddings, timestamps = embedder.timestamps(audio)

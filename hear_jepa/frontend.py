@@ -85,7 +85,9 @@ def full_float32(device_type: str) -> Iterator[None]:
     """Turn off autocast and TF32 convolutions: CUDA's default, whose 10-bit mantissa would show in quiet bands."""
     with torch.autocast(device_type, enabled=False):
         if device_type == "cuda":
-            with _CUDNN_FLAGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            cudnn = torch.backends.cudnn
+            kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+            with _CUDNN_FLAGS, cudnn.flags(**kept, allow_tf32=False):
                 yield
         else:
             yield

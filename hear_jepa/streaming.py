@@ -159,7 +159,7 @@ def embed_stream(
 def _check_block(block: Tensor) -> Tensor:
     if block.dim() != 1:
         raise AudioError(f"a block has shape {tuple(block.shape)}: give [samples], one channel")
-    return check_audio(block[None])[0] if block.numel() else block
+    return check_audio(block[None])[0].cpu() if block.numel() else block.cpu()
 
 
 def _ordered(

@@ -83,6 +83,7 @@ def test_untrained_weights_warn(tmp_path, checkpoint):
         (torch.zeros(2, 0), r"\(2, 0\), no samples"),
         (torch.tensor([[0.0, 0.0], [0.0, float("nan")]]), "NaN or infinite samples in clip 1 of 2"),
         (torch.tensor([[float("inf"), 0.0], [0.0, 0.0], [0.0, -float("inf")]]), "in clip 0, 2 of 3"),
+        (torch.full((1, 400), 1e25), r"samples of 1e\+25"),
     ],
 )
 def test_each_fault_of_the_audio_has_its_message(model, embed, audio, message):

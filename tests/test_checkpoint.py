@@ -6,6 +6,7 @@
 * no pickle is ever run.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -121,6 +122,7 @@ def test_an_unknown_version_and_a_foreign_file(saved):
         (lambda config: config["encoder"].update(depth=4), "is absent"),
         (lambda config: config["encoder"].update(rotary=True), "unknown rotary in ViTConfig"),
         (lambda config: config.pop("front_end"), "cannot be read .*front_end"),
+        (lambda config: config["encoder"].update(heads=5), "describes no encoder .*heads 5"),
     ],
 )
 def test_a_configuration_that_does_not_fit(saved, change, message):
@@ -128,7 +130,13 @@ def test_a_configuration_that_does_not_fit(saved, change, message):
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["config"])
     change(config)
-    rewrite(path, config=json.dumps(config))
+    changed = json.dumps(config)
+    rewrite(path, config=changed)
+    with pytest.raises(CheckpointError, match="altered: its configuration does not match"):
+        load_checkpoint(path)
+    with safe_open(path, "pt") as file:
+        provenance = file.metadata()["provenance"]
+    rewrite(path, config_sha256=hashlib.sha256(f"{changed}\n{provenance}".encode()).hexdigest())
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
 

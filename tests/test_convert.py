@@ -168,6 +168,9 @@ def test_heads_that_the_width_does_not_tell(tmp_path):
     with pytest.raises(OptionError, match="option of the jepa layout"):
         convert(write(tmp_path, m2d_state()), encoder="target")
     assert convert(write(tmp_path, m2d_state()), heads=6)[0].encoder.heads == 6
+    for heads in (0, 5):
+        with pytest.raises(OptionError, match=f"--heads is {heads}: the width 192"):
+            convert(write(tmp_path, m2d_state()), heads=heads)
 
 
 class Bomb:

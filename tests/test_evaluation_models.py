@@ -10,6 +10,7 @@
 """
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ import soundfile
 import torch
 from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
+from hear_jepa import Embedder
+from hear_jepa.checkpoint import ServedConfig
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.features import embed_split
 from hear_jepa.evaluation.logmel_stats import LogMelStats
 from hear_jepa.evaluation.models import ModelSpec, load_spec, loaded_module, parse_spec
 from hear_jepa.evaluation.tasks import read_task
+from hear_jepa.frontend import FrontEndConfig
 
 
 @pytest.fixture
@@ -68,6 +72,14 @@ def test_keys_tell_models_apart(fake, tmp_path):
     assert load_spec(specs[1]).key == load_spec(specs[1]).key
     (tmp_path / "a.txt").write_text("3.0")  # other weights under the same name
     assert load_spec(specs[1]).key not in {load_spec(spec).key for spec in specs[2:]}
+
+
+def test_keys_tell_front_ends_and_layers_apart(checkpoint):
+    other_front_end = replace(checkpoint, front_end=FrontEndConfig(mean=0.0))
+    other_layers = replace(checkpoint, served=ServedConfig(layers=(1,)))
+    checkpoints = (checkpoint, other_front_end, other_layers)
+    models = [loaded_module(types.ModuleType("m"), Embedder(c), "m") for c in checkpoints]
+    assert len({model.key for model in models}) == 3
 
 
 def test_embeddings_are_those_of_each_clip_alone(fake, tmp_path):

@@ -263,6 +263,15 @@ def test_the_mapping_decides_domain_source_and_licence(tmp_path):
     assert manifest.sources["city"]["licence"] == "CC-BY-4.0"
 
 
+def test_every_licence_of_a_source_is_told_once(tmp_path):
+    write_tree(tmp_path / "source", {f"{name}/{i}.wav": sound(i) for i, name in enumerate("aabbc")})
+    rows = ["a/*\tx\tone\tGPL | MIT", "b/*\tx\tone\tCC0", "c/*\tx\tone\tGPL | MIT"]
+    mapping = tmp_path / "domains.tsv"
+    mapping.write_text("\n".join(["pattern\tdomain\tsource\tlicence", *rows]) + "\n")
+    licence = quietly([tmp_path / "source"], tmp_path / "out", domains=mapping).sources["one"]["licence"]
+    assert licence in ("GPL | MIT | CC0", "CC0 | GPL | MIT")
+
+
 def test_unusable_folders_and_mappings_are_refused(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()

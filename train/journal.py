@@ -146,11 +146,11 @@ class Corpus:
         sums: dict[str, LogMelSums] = defaultdict(LogMelSums)
         everything = LogMelSums()
         shards: dict[str, dict] = {}
+        licences: dict[str, dict[str, None]] = defaultdict(dict)  # in the order met; one may itself hold a " | "
         for record in self._records:
             domain = record["domain"]
-            source = manifest.sources.setdefault(record["source"], {"licence": record["licence"], "domains": {}})
-            if record["licence"] not in source["licence"].split(" | "):
-                source["licence"] += f" | {record['licence']}"
+            source = manifest.sources.setdefault(record["source"], {"licence": "", "domains": {}})
+            licences[record["source"]].setdefault(record["licence"])
             for _, shard, samples, *log_mel in record["clips"]:
                 sums[domain].add(*log_mel)
                 everything.add(*log_mel)
@@ -168,6 +168,8 @@ class Corpus:
             manifest.domains[domain]["log_mel"] = domain_sums.mean_std()
         manifest.log_mel = everything.mean_std()
         manifest.shards = [shards[name] | {"sha256": file_sha256(self._folder / name)} for name in sorted(shards)]
+        for name, found in licences.items():
+            manifest.sources[name]["licence"] = " | ".join(found)
         manifest.domains = dict(sorted(manifest.domains.items()))
         manifest.sources = {name: source for name, source in sorted(manifest.sources.items()) if source["domains"]}
         return manifest

@@ -68,6 +68,8 @@ def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
     environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
     if model.device.type == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # heareval would take the GPU
+    elif model.device.index and "CUDA_VISIBLE_DEVICES" not in environment:
+        environment["CUDA_VISIBLE_DEVICES"] = str(model.device.index)
     log = work_dir / "heareval.log"
     with open(log, "ab") as output:
         finished = subprocess.run(

@@ -25,7 +25,8 @@ def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
     The audio is 16-bit FLAC under the names of the task's clips, whatever these end in: readers look at the content.
     """
     folder = tasks_dir / task.name
-    done = tasks_dir / f".{task.name}-{task.fingerprint[:12]}.done"  # beside it: heareval walks the task's folder
+    finished = tasks_dir.resolve().with_name(f"{tasks_dir.resolve().name}.done")  # outside: heareval takes every entry
+    done = finished / f"{task.name}-{task.fingerprint[:12]}"
     if done.is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -40,6 +41,7 @@ def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
             target = audio_dir / clip.path.relative_to(task.folder / str(rate) / split)
             target.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(target, changed, sample_rate, format="FLAC", subtype="PCM_16")
+    finished.mkdir(exist_ok=True)
     done.touch()
     return folder
 

@@ -20,7 +20,6 @@ def stub_tensorflow():
     """A module that owns no model and sees whatever GPU torch sees."""
     stub = types.ModuleType("tensorflow")
     stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # other libraries look whether it is there
-    stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # whoever asks `find_spec` needs one
     stub.Module = type("Module", (), {})
     stub.test = types.SimpleNamespace(is_gpu_available=lambda **kwargs: True)
     sys.modules["tensorflow"] = stub
