@@ -32,6 +32,7 @@ BLOCK_S = 8.0  # of sound decoded at once …
 BLOCK_VALUES = 2**21  # … and never more samples than this: 8 MiB, whatever rate and channels a header claims
 SILENCE = 1e-5  # peak (-100 dB, a third of a 16-bit step) under which a file counts as silent
 WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
+QUEUED = 32  # events a worker may be ahead: about a batch, so that decoding goes on while one is encoded
 POLL_S = 0.1
 
 _logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def _decoded(
 ) -> Iterator[Iterator[_Windows | FileEnd]]:
     """Decode in threads; the events of one file come in order. Leaving the context ends the threads."""
     todo, lock, stop = iter(dict.fromkeys(map(Path, paths))), threading.Lock(), threading.Event()
-    events: queue.Queue = queue.Queue(maxsize=4 * workers)
+    events: queue.Queue = queue.Queue(maxsize=QUEUED * workers)
 
     def put(event) -> None:
         while not stop.is_set():

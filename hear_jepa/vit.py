@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from hear_jepa.errors import OptionError
+
 PATCH = 16  # mel bands and frames of a patch
 
 
@@ -51,7 +53,7 @@ def patchify(log_mel: Tensor) -> Tensor:
 def sine_cosine_positions(n_freq: int, n_time: int, width: int) -> Tensor:
     """Fixed 2-D positions [n_time · n_freq, width]: half of the width encodes the column, half the frequency row."""
     if width % 4:
-        raise ValueError(f"the width must be a multiple of 4 for 2-D positions, not {width}")
+        raise OptionError(f"the width must be a multiple of 4 for 2-D positions, not {width}")
     counting = torch.arange(max(n_freq, n_time, width), dtype=torch.float64, device="cpu")  # also in a model on meta
     frequencies = 10000.0 ** -(counting[: width // 4] / (width // 4))
 
@@ -79,7 +81,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % heads:
-            raise ValueError(f"the width {width} is not a multiple of the number of heads {heads}")
+            raise OptionError(f"the width {width} is not a multiple of the number of heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)

@@ -95,6 +95,7 @@ def command(config, *options):
         "monitor.save-every": 3,
         "monitor.probe-every": 0,
         "compute.threads": 1,
+        "compute.cpu-ranks": 1,
     }
     arguments = [text for name, value in flat.items() for text in (f"--{name}", str(value))]
     return [sys.executable, "-m", "hear_jepa.train", "tiny", *arguments, *options]
@@ -160,6 +161,7 @@ def test_sigterm_saves_and_ends_cleanly(config):
     process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: last_step(config.out) >= 5, process)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # a scheduler's, and torchrun's
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     saved = torch.load(config.out / LATEST, weights_only=True)["step"]
@@ -240,8 +242,14 @@ def test_refusals(config, tmp_path):
     loop.train(config)
     with pytest.raises(OptionError, match="holds a run already"):
         loop.train(config)
-    with pytest.raises(OptionError, match=r"optim\.base_lr: 0\.03 -> 0\.5"):
-        loop.train(replace(config, resume=True, optim=replace(config.optim, base_lr=0.5)))
+    with pytest.raises(OptionError, match=r"optim\.weight_decay: 0\.05 -> 0\.5"):
+        loop.train(replace(config, resume=True, optim=replace(config.optim, weight_decay=0.5)))
+    with pytest.raises(OptionError, match="save-every is 0"):
+        loop.train(replace(config, out=tmp_path / "x", monitor=replace(config.monitor, save_every=0)))
+    with pytest.raises(HearJepaError, match="nowhere.*missing"):
+        loop.train(replace(config, out=tmp_path / "x", monitor=replace(config.monitor, probe_tasks=(Path("nowhere"),))))
+    with pytest.raises(OptionError, match="width 32 .* heads 5"):
+        loop.train(replace(config, out=tmp_path / "x", encoder=replace(config.encoder, heads=5)))
     (config.out / LATEST).write_bytes((config.out / LATEST).read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         loop.train(replace(config, resume=True))
@@ -284,9 +292,43 @@ def test_the_probe_keeps_the_best_state_and_chooses_the_encoder(config):
     scores = load_checkpoint(path).provenance["probe_validation"]
     assert load_checkpoint(path).served.encoder == max(scores, key=lambda name: scores[name]["mean"])
     best = torch.load(config.out / BEST, weights_only=True)
-    means = {line["step"]: max(v for k, v in line.items() if k.endswith("probe/mean")) for line in lines}
-    assert best["extra"]["best_probe"] >= max(means.values()) - 1e-9
-    assert best["step"] in means
+    means = [(value, line["step"]) for line in lines for name, value in line.items() if name.endswith("probe/mean")]
+    highest = max(value for value, _ in means)
+    assert best["extra"]["best_probe"] == highest
+    assert best["step"] == min(step for value, step in means if value == highest)
+
+
+def test_the_best_state_is_served_and_a_failing_probe_ends_nothing(config, monkeypatch):
+    scores = iter([70.0, 60.0, 20.0, 50.0])  # context and target, at step 6 and at the end
+
+    def probe(*arguments):
+        score = next(scores)
+        if score == 20.0:
+            raise RuntimeError("no memory")
+        return {"mean": score}
+
+    monkeypatch.setattr(loop.monitor, "probe", probe)
+    tasks = (TASKS / "percussion_kind-v1-small",)
+    config = replace(config, monitor=replace(config.monitor, probe_every=6, probe_tasks=tasks))
+    path = loop.train(config)  # the last probe fails: the last state is served
+    assert load_checkpoint(path).provenance["steps"] == 12
+
+    scores = iter([70.0, 60.0, 30.0, 50.0])
+    config = replace(config, out=config.out / "again")
+    path = loop.train(config)
+    served = load_checkpoint(path)
+    assert served.provenance["steps"] == 6 and served.served.encoder == "context"
+    best = torch.load(config.out / BEST, weights_only=True)["jepa"]["context_encoder.norm.weight"]
+    torch.testing.assert_close(served.weights["norm.weight"], best, atol=1e-3, rtol=1e-3)  # stored in float16
+
+
+def test_a_compiled_run_takes_the_same_steps(config, tmp_path, monkeypatch):
+    config = replace(config, optim=replace(config.optim, steps=3, accumulation=2))
+    loop.train(config)
+    monkeypatch.setattr(loop.torch, "compile", lambda model: torch._dynamo.optimize("eager")(model))  # no C++ needed
+    compiled = replace(config, out=tmp_path / "compiled", compute=replace(config.compute, compile=True))
+    loop.train(compiled)
+    assert_close(final_weights(compiled.out), final_weights(config.out))
 
 
 def last_step(folder):

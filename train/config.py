@@ -98,7 +98,7 @@ class ComputeConfig:
     threads: int = 0
     """CPU threads of every rank; 0: torch's choice."""
     cpu_ranks: int = 1
-    """On a CPU, started without torchrun: processes to spread over, each with its share of the cores."""
+    """On a CPU, started without torchrun: processes to spread over, at most one a core, each with its share of cores."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             target=TargetConfig("latent", top_layers=4, centre=True),
             optim=OptimConfig(steps=20_000, batch_size=32, base_lr=4e-3, warmup_share=0.05),
             ema=EmaConfig(0.998, 0.9999),
+            compute=ComputeConfig(cpu_ranks=2),  # 1.2 times one process of two threads: benchmarks/ranks.py
         ),
     ),
     "small": (

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -61,7 +62,8 @@ def start_ranks(config: ComputeConfig) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while the main rank probes
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -88,9 +90,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 def spread_over_cpu(config: ComputeConfig) -> None:
     """Start this very command again under torchrun with `cpu_ranks` processes; returns where that is not asked for."""
-    if config.cpu_ranks <= 1 or "RANK" in os.environ or choose_device(config.device).type != "cpu":
+    cores = os.cpu_count() or 1
+    ranks = min(config.cpu_ranks, cores)
+    if ranks <= 1 or "RANK" in os.environ or choose_device(config.device).type != "cpu":
         return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // config.cpu_ranks))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.cpu_ranks}"]
-    log.info("starting %d ranks of %s threads", config.cpu_ranks, os.environ["OMP_NUM_THREADS"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // ranks))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    log.info("starting %d ranks of %s threads", ranks, os.environ["OMP_NUM_THREADS"])
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "hear_jepa.train", *sys.argv[1:]])

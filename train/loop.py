@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hear_jepa.atomic import atomic_path
 from hear_jepa.checkpoint import load_checkpoint, save_checkpoint
-from hear_jepa.errors import HearJepaError, OptionError
+from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
 from hear_jepa.frontend import FrontEndConfig, LogMel
 from hear_jepa.train import monitor
 from hear_jepa.train.config import TrainConfig, to_json
@@ -44,6 +44,7 @@ class Run:
 
     def __init__(self, config: TrainConfig):
         self.config = config
+        check_counts(config)
         self.ranks: Ranks = start_ranks(config.compute)
         per_step = self.ranks.world_size * config.optim.accumulation
         if config.optim.batch_size % per_step:
@@ -70,6 +71,7 @@ class Run:
         elif self.ranks.is_main and (config.out / LATEST).exists():
             raise OptionError(f"{config.out} holds a run already: go on with it (--resume), or name another --out")
         self.best_probe: float = extra.get("best_probe", -math.inf)
+        self.best_scores: dict[str, dict[str, float]] = extra.get("best_scores", {})
         self.hours_before: float = extra.get("hours", 0.0)
         self.started = time.monotonic()
         self.forward = self._wrap(self.jepa)
@@ -96,16 +98,16 @@ class Run:
                     values["skipped"] = sum(crops.skipped.values())  # clips and files that could not be read
                     record.take(self.step, values, waited, len(audio) * self.ranks.world_size, finite)
                 if bad_steps >= config.optim.max_bad_steps:
-                    self._save(LATEST)
+                    self._save(LATEST, last=True)
                     raise DivergedError(
                         f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
                         f"{config.out}: lower --optim.base-lr, or raise the precision"
                     )
                 if self._stopping(stop):
-                    return self._save(LATEST)
+                    return self._save(LATEST, last=True)
                 if record:
                     self._look(record, log_mel)
-            self._save(LATEST)
+            self._save(LATEST, last=True)
             return self._finish(record) if record else config.out / ENCODER_FILE
 
     def _take_step(self, audio: Tensor) -> tuple[dict[str, Tensor | float], bool, Tensor]:
@@ -141,7 +143,8 @@ class Run:
     def _forward_backward(self, log_mel: Tensor, mask: Mask, last: bool):
         precision = AUTOCAST[self.config.compute.precision]
         # gradients of the ranks are averaged once, in the last micro-batch
-        quiet = nullcontext() if last or self.forward is self.jepa else self.forward.no_sync()
+        distributed = isinstance(self.forward, DistributedDataParallel)
+        quiet = self.forward.no_sync() if distributed and not last else nullcontext()
         with quiet:
             with torch.autocast(self.ranks.device.type, precision, enabled=precision is not None):
                 output = self.forward(log_mel, mask)
@@ -163,9 +166,7 @@ class Run:
         return Mask(*(part.unflatten(0, (-1, n_crops))[:, index::step].flatten(0, 1) for part in mask))
 
     def _stopping(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop; ranks agree, every few steps where asking costs a message."""
-        if self.ranks.world_size > 1 and self.step % 10:
-            return False
+        """Whether any rank was asked to stop; all ranks agree."""
         return self.ranks.any(bool(stop))
 
     # ---------------------------------------------------------------- what is written down
@@ -201,18 +202,33 @@ class Run:
         for name in self._encoders():
             checkpoint = self._snapshot(name, {})
             tasks, clips = self.config.monitor.probe_tasks, self.config.monitor.probe_clips
-            scores[name] = monitor.probe(checkpoint, tasks, clips, self.ranks.device)
+            try:
+                scores[name] = monitor.probe(checkpoint, tasks, clips, self.ranks.device)
+            except Exception:  # hours of training are worth more than one look
+                log.exception("step %d: the probe failed; the run goes on", self.step)
+                return {}
             record.write(self.step, {f"{name}/probe/{task}": score for task, score in scores[name].items()})
             log.info("step %d: %s encoder, probe %s", self.step, name, scores[name])
         best = max(score["mean"] for score in scores.values())
         if best > self.best_probe:
-            self.best_probe = best
+            self.best_probe, self.best_scores = best, scores
             self._save(BEST)
         return scores
 
+    def _take_best(self, scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Where an earlier state probed better than the last, serve that one. Returns the scores of what is served."""
+        best = self.config.out / BEST
+        if not scores or max(score["mean"] for score in scores.values()) >= self.best_probe or not best.is_file():
+            return scores
+        state = torch.load(best, map_location="cpu", weights_only=True)
+        self.jepa.load_state_dict(state["jepa"])
+        self.step = state["step"]
+        log.info("serving step %d, whose probe was the best", self.step)
+        return state["extra"]["best_scores"]
+
     def _finish(self, record: Record) -> Path:
         """Last look, serving checkpoint, pictures."""
-        scores = self._probe(record)
+        scores = self._take_best(self._probe(record))
         which = self.config.serve
         if which == "auto":
             which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
@@ -251,11 +267,13 @@ class Run:
             with atomic_path(self.config.out / "config.json") as temporary:
                 temporary.write_text(json.dumps(to_json(self.config), indent=2) + "\n")
 
-    def _save(self, name: str) -> Path:
+    def _save(self, name: str, last: bool = False) -> Path:
         path = self.config.out / name
         if self.ranks.is_main:
-            extra = {"best_probe": self.best_probe, "hours": self._hours()}
-            save_state(path, self.config, self.step, self.jepa, self.optimiser, extra)
+            extra = {"best_probe": self.best_probe, "best_scores": self.best_scores, "hours": self._hours()}
+            written = save_state(path, self.config, self.step, self.jepa, self.optimiser, extra)
+            if last and not written:
+                raise CheckpointError(f"the run ends without its last state: {path} could not be written")
         return path
 
     def _hours(self) -> float:
@@ -290,6 +308,25 @@ class Run:
             raise OptionError(f"{path} holds another encoder ({checkpoint.encoder}) than the run's {self.vit_config}")
         for encoder in self._encoders().values():
             encoder.load_state_dict(checkpoint.weights)
+
+
+def check_counts(config: TrainConfig) -> None:
+    """Raise `OptionError` for a count below 1, and for a probe's task that cannot be read: now, not hours later."""
+    counts = {
+        "--optim.steps": config.optim.steps,
+        "--optim.batch-size": config.optim.batch_size,
+        "--optim.accumulation": config.optim.accumulation,
+        "--optim.max-bad-steps": config.optim.max_bad_steps,
+        "--mask.masks-per-crop": config.mask.masks_per_crop,
+        "--monitor.log-every": config.monitor.log_every,
+        "--monitor.collapse-every": config.monitor.collapse_every,
+        "--monitor.save-every": config.monitor.save_every,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise OptionError(f"{name} is {value}: it must be at least 1")
+    if config.monitor.probe_tasks:
+        monitor.check_probe_tasks(config.monitor.probe_tasks)
 
 
 def hash_seed(seed: int, step: int) -> int:

@@ -18,7 +18,8 @@ class MaskConfig:
     """Which patches are hidden."""
 
     strategy: Literal["unstructured", "multi-block", "time"] = "unstructured"
-    """unstructured: patches drawn at random; multi-block: rectangles, as in I-JEPA; time: spans of every frequency."""
+    """unstructured: patches drawn at random; multi-block: rectangles, as in I-JEPA; time: spans of every frequency. The
+    masks of the last two are cut to the smallest of the batch, so a larger batch has smaller ones."""
     context_share: float = 0.4
     """Unstructured: the share of patches that is context; the rest are targets (the paper: 0.4)."""
     target_blocks: int = 4

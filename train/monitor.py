@@ -21,7 +21,7 @@ COLLAPSED_RANK_SHARE = 0.03  # RankMe as a share of the width
 
 def rank_me(embeddings: Tensor) -> float:
     """Effective rank of [n, D]: exp of the entropy of the normalised singular values (Garrido et al. 2023, eq. 1)."""
-    singular = torch.linalg.svdvals(embeddings.double())
+    singular = torch.linalg.svdvals(embeddings.cpu().double())  # Apple's GPUs have no float64
     share = singular / singular.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 
@@ -69,6 +69,15 @@ def snapshot(
     """The encoder as it is now, as a serving checkpoint."""
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
     return Checkpoint(encoder.config, weights, front_end, ServedConfig(which, tuple(layers)), provenance)
+
+
+def check_probe_tasks(tasks: Sequence[Path]) -> None:
+    """Raise `TaskError` for a folder that is not a task which the probes can score."""
+    from hear_jepa.evaluation.protocol import check_scores
+    from hear_jepa.evaluation.tasks import read_task
+
+    for folder in tasks:
+        check_scores(read_task(folder))
 
 
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:

@@ -68,4 +68,5 @@ class Optimiser:
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict()`."""
         self.adamw.load_state_dict(state["adamw"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run had no loss scaling so far
+            self.scaler.load_state_dict(state["scaler"])

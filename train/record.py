@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, TensorBoard and the progress bar."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tqdm import tqdm
 from hear_jepa.atomic import atomic_path
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class Record:
@@ -22,6 +25,7 @@ class Record:
         with atomic_path(folder / METRICS) as temporary:
             temporary.write_text("".join(kept))
         self.file = (folder / METRICS).open("a")
+        self.cut = False  # whether the last line may be half-written
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.bar = tqdm(total=total, initial=step, unit="step", smoothing=0.02)
         self._reset()
@@ -46,10 +50,15 @@ class Record:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line and the same to TensorBoard."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        try:
+            self.file.write(("\n" if self.cut else "") + json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            self.cut = False
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:  # a full disk does not end a run
+            self.cut = True
+            log.error("the metrics of step %d were not written (%s); the run goes on", step, error)
 
     def close(self) -> None:
         """Flush and close."""
@@ -62,7 +71,7 @@ class Record:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All lines of a run's metrics; a last line cut by a kill is left out."""
+    """All lines of a run's metrics; one cut by a kill or a full disk is left out."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -70,6 +79,6 @@ def read_metrics(folder: Path) -> list[dict]:
     for text in path.read_text().splitlines():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:  # only the last line can be half-written
-            break
+        except json.JSONDecodeError:  # cut by a kill or a full disk
+            continue
     return lines

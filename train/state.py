@@ -19,7 +19,19 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest.pt"
 BEST = "best.pt"
-FREE_TO_CHANGE = ("resume", "out", "compute.", "monitor.", "serve")  # they do not change the numbers of a run
+FREE_TO_CHANGE = (  # how and where a run goes on, and what a run in trouble needs changed
+    "resume",
+    "out",
+    "serve",
+    "compute.",
+    "monitor.",
+    "data.source",
+    "data.cache_dir",
+    "data.prefetch",
+    "optim.base_lr",
+    "optim.clip",
+    "optim.max_bad_steps",
+)
 
 
 class StopRequest:
@@ -32,7 +44,7 @@ class StopRequest:
         return self.signal is not None
 
     def _note(self, number: int, frame: object) -> None:
-        if self.signal is not None:  # asked twice: do not insist on finishing the step
+        if number == self.signal == signal.SIGINT:  # Ctrl-C twice; schedulers and torchrun both send SIGTERM
             raise KeyboardInterrupt
         self.signal = number
         log.warning("%s: saving after this step, then stopping", signal.Signals(number).name)
@@ -84,7 +96,8 @@ def load_state(path: Path, config: TrainConfig, jepa: JEPA, optimiser: Optimiser
     if changed:
         raise OptionError(
             f"the run in {path.parent} was started with other options ({'; '.join(changed)}): "
-            "resume with the same ones, or start a new run in another --out (--init-from takes the weights over)"
+            "resume with the same ones, or start a new run in another --out "
+            "(--init-from takes over the weights of a finished one)"
         )
     jepa.load_state_dict(state["jepa"], strict=True)
     optimiser.load_state_dict(state["optimiser"])

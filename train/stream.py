@@ -8,6 +8,7 @@ As the manifest says how many clips a shard has, a resumed run finds its group w
 import itertools
 import logging
 import math
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,13 @@ class ShardBatches(IterableDataset):
         """Yield float32 [batch_size, samples] for ever, and keep `skipped` up to date."""
         workers = self._config.workers
         prefetch = max(2, self._config.prefetch // max(1, workers)) if workers else None
-        loader = DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            worker_init_fn=_leave_signals_to_the_run,
+        )
         for batch, skipped in loader:
             for kind, count in skipped.items():
                 self.skipped[kind] += count
@@ -198,3 +205,9 @@ def flac_rule(flacs: list[bytes], samples: int) -> CropRule:
     """Crops from FLAC files held in memory; only what a crop needs is decoded."""
     lengths = np.array([flac_length(flac) for flac in flacs])
     return CropRule(lengths, lambda clip, start, count: read_flac(flacs[clip], start, count), samples)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A stop is for the run to act on; its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
