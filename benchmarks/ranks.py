@@ -36,7 +36,7 @@ def crops_per_s(source: str, ranks: str, threads: str, steps: int) -> float:
 
 
 def main() -> None:
-    """Print both speeds and their ratio."""
+    """Print the speeds of every run, and the ratio of their medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("--steps", type=int, default=80)
@@ -46,11 +46,10 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, (ranks, threads) in WAYS.items():
             speeds[name].append(crops_per_s(arguments.source, ranks, threads, arguments.steps))
+            print(f"{name}: {speeds[name][-1]:.0f} crops/s", flush=True)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    for name, value in medians.items():
-        print(f"{name}: {value:.0f} crops/s")
     one, two = medians.values()
-    print(f"ratio {two / one:.2f}")
+    print(f"medians {one:.0f} and {two:.0f} crops/s, ratio {two / one:.2f}")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class ComputeConfig:
     threads: int = 0
     """CPU threads of every rank; 0: torch's choice."""
     cpu_ranks: int = 1
-    """On a CPU, started without torchrun: processes to spread over, at most one a core, each with its share of cores."""
+    """On a CPU, started without torchrun: processes to spread over, at most one a core."""
 
 
 @dataclass(frozen=True)
