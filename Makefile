@@ -19,7 +19,7 @@ install: $(READY)
 
 $(READY): setup.cfg pyproject.toml requirements-hear.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch torchaudio "setuptools<82"
+	$(PIP) "torch<2.15" torchaudio "setuptools<82"
 	$(PIP) -r requirements-hear.txt
 	$(PIP) --no-deps heareval==2021.1.3 hearbaseline==2021.1.1
 	$(PIP) --no-deps --ignore-requires-python hearvalidator==2021.0.6
