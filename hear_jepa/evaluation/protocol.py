@@ -156,7 +156,7 @@ def probe_model(
         fold = task.folds[0]
         clips = {}
         for part in (fold.train, (fold.valid,)):
-            clips |= _subsample(task, part, max_clips, seed)
+            clips |= subsample(task, part, max_clips, seed)
         task = replace(task, clips=clips)
         features = {split: embed_clips(clips[split], task.kind, task.sample_rate, model) for split in clips}
         for protocol in protocols:
@@ -166,7 +166,7 @@ def probe_model(
     return scores
 
 
-def _subsample(task: Task, splits: tuple[str, ...], max_clips: int | None, seed: int) -> dict:
+def subsample(task: Task, splits: tuple[str, ...], max_clips: int | None, seed: int) -> dict:
     """At most `max_clips` clips of these splits together, each split keeping its share."""
     total = max(1, sum(len(task.clips[split]) for split in splits))
     share = 1.0 if max_clips is None else min(1.0, max_clips / total)

@@ -1,0 +1,141 @@
+"""Pretraining recipes at equal compute: each differs from the preset `tiny` in one thing and runs for as many minutes
+of one thread; then linear probes of every layer, on validation splits alone, compare them:
+
+    python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes [--minutes 10] [--share 0 2]
+
+`--share I N` runs every N-th recipe from the I-th on, so that N processes share the work. What is finished is kept;
+`--table` prints what there is, the best mean first.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hear_jepa.atomic import atomic_path
+from hear_jepa.evaluation.features import SplitFeatures, embed_clips
+from hear_jepa.evaluation.models import load_spec
+from hear_jepa.evaluation.protocol import fitter, score_fold, subsample
+from hear_jepa.evaluation.tasks import Task, read_task
+from hear_jepa.train.__main__ import parse
+from hear_jepa.train.config import TrainConfig
+from hear_jepa.train.loop import train
+from hear_jepa.train.record import read_metrics
+
+DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
+RECIPES = {  # the names are file names too
+    "tiny": "",
+    "input domain, last layer": "--target.domain input --target.top-layers 1 --target.no-centre",
+    "learning rate doubled": "--optim.base-lr 8e-3",
+    "4 masks a crop, batch 16": "--mask.masks-per-crop 4 --optim.batch-size 16 --optim.base-lr 8e-3",
+    "12 blocks": "--encoder.depth 12",
+    "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
+}
+CALIBRATION_STEPS = 60
+FOLDS = 2  # of a task with more
+
+
+def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
+    """The preset with these options, on one thread, looked at seldom."""
+    fixed = {
+        "data.source": source,
+        "out": out,
+        "optim.steps": steps,
+        "monitor.log-every": max(1, steps // 20),
+        "monitor.collapse-every": max(1, steps // 4),
+        "monitor.probe-every": 0,
+        "compute.cpu-ranks": 1,
+        "compute.threads": 1,
+    }
+    arguments = [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
+    return parse(["tiny", *DATA.split(), *options.split(), *arguments])
+
+
+def run(options: str, source: str, minutes: float, out: Path) -> dict:
+    """Train for `minutes`, the schedules' length set by a short trial's speed; crops seen and layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = configured(options, source, Path(folder) / "trial", CALIBRATION_STEPS)
+        train(replace(trial, monitor=replace(trial.monitor, log_every=CALIBRATION_STEPS // 2)))
+        speed = [line["crops_per_s"] for line in read_metrics(trial.out) if "crops_per_s" in line][-1]
+    config = configured(options, source, out, round(60 * minutes * speed / trial.optim.batch_size))
+    shutil.rmtree(out, ignore_errors=True)  # what a killed run left
+    train(config)
+    return {"crops": config.optim.steps * config.optim.batch_size, "layers": config.encoder.depth}
+
+
+def probe_layers(spec: str, layers: int, task: Task, max_clips: int) -> list[float]:
+    """Validation score (%) of each of the layers whose features lie side by side in the model's."""
+    folds = task.folds[:FOLDS]
+    splits = sorted({split for fold in folds for split in (*fold.train, fold.valid)})
+    task = replace(task, clips=subsample(task, tuple(splits), max_clips, seed=0))
+    model = load_spec(spec, "cpu")
+    embedded = {split: embed_clips(task.clips[split], task.kind, task.sample_rate, model) for split in splits}
+    scores = []
+    for layer in range(layers):
+        part = {split: _layer(features, layer, layers) for split, features in embedded.items()}
+        runs = [score_fold(task, part, fold, fitter(task, "linear", 0, quick=True), with_test=False) for fold in folds]
+        scores.append(100 * float(np.mean([valid[task.scores[0]] for valid, _ in runs])))
+    return scores
+
+
+def _layer(features: SplitFeatures, layer: int, layers: int) -> SplitFeatures:
+    width = features.values.shape[1] // layers
+    return replace(features, values=features.values[:, layer * width : (layer + 1) * width])
+
+
+def table(out: Path) -> str:
+    """Markdown: every model in the folder by its best layer, the best mean first."""
+    results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    tasks = sorted({task for result in results.values() for task in result["scores"]})
+    rows = []
+    for name, result in results.items():
+        scores = np.array([result["scores"][task] for task in tasks])  # [tasks, layers]
+        best = int(scores.mean(0).argmax())
+        layer = f"{best + 1} of {scores.shape[1]}" if result["crops"] else ""
+        cells = [name, f"{result['crops'] / 1000:.0f} k" if result["crops"] else "", layer]
+        rows.append(
+            (scores[:, best].mean(), cells + [f"{score:.1f}" for score in (*scores[:, best], scores[:, best].mean())])
+        )
+    lines = [["recipe", "crops", "layer", *tasks, "mean"], ["---"] * (len(tasks) + 4)]
+    lines += [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Run what is not there yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("--tasks", nargs="+", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--share", nargs=2, type=int, default=(0, 1), metavar=("I", "N"))
+    parser.add_argument("--clips", type=int, default=1000, help="of a task, training and validation together")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = [] if arguments.table else [*RECIPES, "logmel-stats", "untrained"][arguments.share[0] :: arguments.share[1]]
+    for name in names:
+        done = arguments.out / f"{name}.json"
+        if done.is_file():
+            continue
+        spec, result = name, {"crops": 0, "layers": 1}
+        if name in RECIPES:
+            folder = arguments.out / re.sub(r"\W+", "-", name)
+            result = run(RECIPES[name], arguments.source, arguments.minutes, folder)
+            layers = ",".join(str(layer + 1) for layer in range(result["layers"]))
+            spec = f"hear_jepa:{folder / 'encoder.safetensors'},layers=[{layers}]"
+        tasks = [read_task(folder) for folder in arguments.tasks]
+        result["scores"] = {task.name: probe_layers(spec, result["layers"], task, arguments.clips) for task in tasks}
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps(result))
+    print(table(arguments.out))
+
+
+if __name__ == "__main__":
+    main()
