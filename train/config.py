@@ -158,7 +158,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             target=TargetConfig("latent", top_layers=4, centre=True),
             optim=OptimConfig(steps=20_000, batch_size=32, base_lr=4e-3, warmup_share=0.05),
             ema=EmaConfig(0.998, 0.9999),
-            compute=ComputeConfig(cpu_ranks=2),  # 1.2 times one process of two threads: benchmarks/ranks.py
+            compute=ComputeConfig(cpu_ranks=2),  # or one process of two threads: benchmarks/ranks.py compares
         ),
     ),
     "small": (
