@@ -1,5 +1,5 @@
 """Pretraining recipes at equal compute: each differs from the preset `tiny` in one thing and runs for as many minutes
-of one thread; then linear probes of every layer, on validation splits alone, compare them:
+of one core; then linear probes of every layer, on validation splits alone, compare them:
 
     python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes [--minutes 10] [--share 0 2]
 
@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from hear_jepa.evaluation.tasks import Task, read_task
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import TrainConfig
 from hear_jepa.train.loop import train
-from hear_jepa.train.record import read_metrics
 
 DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
 RECIPES = {  # the names are file names too
@@ -37,7 +37,7 @@ RECIPES = {  # the names are file names too
     "12 blocks": "--encoder.depth 12",
     "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
 }
-CALIBRATION_STEPS = 60
+TRIAL_STEPS = (10, 60)
 FOLDS = 2  # of a task with more
 
 
@@ -57,13 +57,20 @@ def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
     return parse(["tiny", *DATA.split(), *options.split(), *arguments])
 
 
+def seconds_a_step(options: str, source: str) -> float:
+    """CPU time, which other work on the machine does not change; that of setting up cancels out."""
+    spent = []
+    for steps in TRIAL_STEPS:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.process_time()
+            train(configured(options, source, Path(folder) / "trial", steps))
+            spent.append(time.process_time() - started)
+    return (spent[1] - spent[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+
+
 def run(options: str, source: str, minutes: float, out: Path) -> dict:
-    """Train for `minutes`, the schedules' length set by a short trial's speed; crops seen and layers."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = configured(options, source, Path(folder) / "trial", CALIBRATION_STEPS)
-        train(replace(trial, monitor=replace(trial.monitor, log_every=CALIBRATION_STEPS // 2)))
-        speed = [line["crops_per_s"] for line in read_metrics(trial.out) if "crops_per_s" in line][-1]
-    config = configured(options, source, out, round(60 * minutes * speed / trial.optim.batch_size))
+    """Train for `minutes` of one core, the schedules' length set by a trial; crops seen and layers."""
+    config = configured(options, source, out, round(60 * minutes / seconds_a_step(options, source)))
     shutil.rmtree(out, ignore_errors=True)  # what a killed run left
     train(config)
     return {"crops": config.optim.steps * config.optim.batch_size, "layers": config.encoder.depth}
