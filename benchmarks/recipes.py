@@ -57,13 +57,19 @@ def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
     return parse(["tiny", *DATA.split(), *options.split(), *arguments])
 
 
+def train_whole(config: TrainConfig) -> None:
+    """A run that a signal stopped saves its state and returns: here that ends the comparison."""
+    if train(config).suffix != ".safetensors":
+        raise SystemExit("stopped by a signal; what is finished is kept: run again to go on")
+
+
 def seconds_a_step(options: str, source: str) -> float:
     """CPU time, which other work on the machine does not change; that of setting up cancels out."""
     spent = []
     for steps in TRIAL_STEPS:
         with tempfile.TemporaryDirectory() as folder:
             started = time.process_time()
-            train(configured(options, source, Path(folder) / "trial", steps))
+            train_whole(configured(options, source, Path(folder) / "trial", steps))
             spent.append(time.process_time() - started)
     return (spent[1] - spent[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
 
@@ -72,7 +78,7 @@ def run(options: str, source: str, minutes: float, out: Path) -> dict:
     """Train for `minutes` of one core, the schedules' length set by a trial; crops seen and layers."""
     config = configured(options, source, out, round(60 * minutes / seconds_a_step(options, source)))
     shutil.rmtree(out, ignore_errors=True)  # what a killed run left
-    train(config)
+    train_whole(config)
     return {"crops": config.optim.steps * config.optim.batch_size, "layers": config.encoder.depth}
 
 
