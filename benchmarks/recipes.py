@@ -21,12 +21,12 @@ import torch
 
 from hear_jepa.atomic import atomic_path
 from hear_jepa.evaluation.features import SplitFeatures, embed_clips
-from hear_jepa.evaluation.models import load_spec
+from hear_jepa.evaluation.models import FLOORS, load_spec
 from hear_jepa.evaluation.protocol import fitter, score_fold, subsample
 from hear_jepa.evaluation.tasks import Task, read_task
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import TrainConfig
-from hear_jepa.train.loop import train
+from hear_jepa.train.loop import ENCODER_FILE, train
 
 DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
 RECIPES = {  # the names are file names too
@@ -59,7 +59,7 @@ def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
 
 def train_whole(config: TrainConfig) -> None:
     """A run that a signal stopped saves its state and returns: here that ends the comparison."""
-    if train(config).suffix != ".safetensors":
+    if train(config).name != ENCODER_FILE:
         raise SystemExit("stopped by a signal; what is finished is kept: run again to go on")
 
 
@@ -112,9 +112,8 @@ def table(out: Path) -> str:
         best = int(scores.mean(0).argmax())
         layer = f"{best + 1} of {scores.shape[1]}" if result["crops"] else ""
         cells = [name, f"{result['crops'] / 1000:.0f} k" if result["crops"] else "", layer]
-        rows.append(
-            (scores[:, best].mean(), cells + [f"{score:.1f}" for score in (*scores[:, best], scores[:, best].mean())])
-        )
+        mean = scores[:, best].mean()
+        rows.append((mean, cells + [f"{score:.1f}" for score in (*scores[:, best], mean)]))
     lines = [["recipe", "crops", "layer", *tasks, "mean"], ["---"] * (len(tasks) + 4)]
     lines += [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -132,7 +131,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = [] if arguments.table else [*RECIPES, "logmel-stats", "untrained"][arguments.share[0] :: arguments.share[1]]
+    names = [] if arguments.table else [*RECIPES, *FLOORS][arguments.share[0] :: arguments.share[1]]
+    tasks = [read_task(folder) for folder in arguments.tasks] if names else []  # before hours of training
     for name in names:
         done = arguments.out / f"{name}.json"
         if done.is_file():
@@ -142,8 +142,7 @@ def main() -> None:
             folder = arguments.out / re.sub(r"\W+", "-", name)
             result = run(RECIPES[name], arguments.source, arguments.minutes, folder)
             layers = ",".join(str(layer + 1) for layer in range(result["layers"]))
-            spec = f"hear_jepa:{folder / 'encoder.safetensors'},layers=[{layers}]"
-        tasks = [read_task(folder) for folder in arguments.tasks]
+            spec = f"hear_jepa:{folder / ENCODER_FILE},layers=[{layers}]"
         result["scores"] = {task.name: probe_layers(spec, result["layers"], task, arguments.clips) for task in tasks}
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(result))
