@@ -25,7 +25,7 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
     """Load an encoder for `get_scene_embeddings` and `get_timestamp_embeddings`.
 
     model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), or a path;
-    options: `hop_ms`, `layers`, `precision`, `batch_windows`, as `Embedder` describes them.
+    options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, as `Embedder` describes them.
     Raises `OptionError` for an unknown name or option, `CheckpointError` for a file that cannot be served.
     """
     unknown = sorted(set(options) - set(OPTIONS))
@@ -40,7 +40,7 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
-    """One embedding a clip: the mean over time of its columns of 160 ms.
+    """One embedding a clip: the mean over time of its columns of 160 ms, `model.scene_hop_ms` apart.
 
     audio: float [n_sounds, n_samples] at 16 kHz, on any device (moved to the model's).
     Returns float32 [n_sounds, model.scene_embedding_size] on the model's device. Raises `AudioError`.

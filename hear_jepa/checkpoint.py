@@ -29,10 +29,11 @@ HEADER_KEYS = ("format", "version", "config", "provenance", "config_sha256", "we
 
 @dataclass(frozen=True)
 class ServedConfig:
-    """What the embedding is made of: which of the two encoders the weights are of, and which of its layers."""
+    """What an embedding is made of: which encoder's output, of which layers, and for a scene of which columns."""
 
     encoder: str = "context"  # or "target"
     layers: tuple[int, ...] = ()  # 1 … depth; empty: the last
+    scene_hop_ms: int = 160  # a scene is the mean of columns so far apart
 
 
 @dataclass(frozen=True)

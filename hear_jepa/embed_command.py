@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="a checkpoint's path, or the name of a shipped one")
     parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding a file, or one every --hop-ms")
     parser.add_argument("--hop-ms", type=int, choices=HOPS_MS, default=40, help="between timestamps (default: 40)")
+    parser.add_argument(
+        "--scene-hop-ms",
+        type=int,
+        choices=HOPS_MS,
+        help="between the columns that a scene is the mean of: 160 is the fastest (default: as the checkpoint says)",
+    )
     parser.add_argument("--layers", type=_layers, help="such as 12 or 6,12: layers whose outputs are concatenated")
     parser.add_argument("--channels", choices=CHANNELS, default="mix", help="mix to mono, or embed each channel")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
@@ -46,8 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed; return 0, or 1 if any file failed (the output and the summary say which, and why)."""
-    options = {"layers": arguments.layers} if arguments.layers else {}
-    model = load_model(arguments.model, hop_ms=arguments.hop_ms, precision=arguments.precision, **options)
+    model = load_model(
+        arguments.model,
+        hop_ms=arguments.hop_ms,
+        layers=arguments.layers,
+        precision=arguments.precision,
+        scene_hop_ms=arguments.scene_hop_ms,
+    )
     model = move(model, arguments.device)
     files = find_sources(arguments.paths)
     store = EmbeddingStore(arguments.out, settings_of(model, arguments.kind, arguments.channels), arguments.overwrite)
@@ -83,7 +94,7 @@ def settings_of(model: Embedder, kind: str, channels: str) -> dict:
     weights = {name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()}
     return {
         "kind": kind,
-        "hop_ms": model.hop_ms if kind == "timestamps" else None,
+        "hop_ms": model.hop_ms if kind == "timestamps" else model.scene_hop_ms,
         "channels": channels,
         "layers": list(model.layers),
         "precision": model.precision,

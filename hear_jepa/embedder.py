@@ -17,7 +17,7 @@ from hear_jepa.checkpoint import Checkpoint
 from hear_jepa.errors import OptionError
 from hear_jepa.frontend import LogMel
 from hear_jepa.vit import patchify
-from hear_jepa.windows import COLUMN_MS, HOPS_MS, Window, n_timestamps, plan, timestamps_ms
+from hear_jepa.windows import HOPS_MS, Window, n_timestamps, plan, timestamps_ms
 
 if TYPE_CHECKING:
     from hear_jepa.embed_files import Embedded
@@ -31,6 +31,8 @@ class Embedder(nn.Module):
 
     checkpoint: the encoder, its front end and the layers it serves;
     hop_ms: distance of timestamps, one of 10, 20, 40, 80, 160;
+    scene_hop_ms: distance of the columns whose mean is a scene, likewise: 160 takes each part of a clip once, as the
+        paper does; finer ones take it at several alignments to the patches, for as many times the work;
     layers: 1 … depth, negative counting from the last (-1), an int or several, whose outputs are concatenated;
     precision: "float32", or "bfloat16" to run the encoder (never the front end) under autocast;
     batch_windows: windows of the trained duration (2.08 s) encoded at once: bounds the memory.
@@ -43,9 +45,12 @@ class Embedder(nn.Module):
         layers: int | Sequence[int] | None = None,
         precision: str = "float32",
         batch_windows: int = 16,
+        scene_hop_ms: int | None = None,
     ):
         super().__init__()
         self.hop_ms = check_hop(hop_ms)
+        served = checkpoint.served.scene_hop_ms if scene_hop_ms is None else scene_hop_ms
+        self.scene_hop_ms = check_hop(served, "scene_hop_ms")
         self.layers = check_layers(checkpoint.layers if layers is None else layers, checkpoint.encoder.depth)
         self.precision = check_precision(precision)
         self.batch_windows = check_batch_windows(batch_windows)
@@ -73,11 +78,12 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def scenes(self, clips: Sequence[Tensor] | Tensor) -> Tensor:
-        """Mean over time of each clip's columns, every 160 ms. clips: 1-D waveforms of any lengths, or [B, samples]."""
+        """Mean over time of each clip's columns, `scene_hop_ms` apart. clips: 1-D waveforms of any lengths, or
+        [B, samples]."""
         embeddings = torch.zeros(len(clips), self.scene_embedding_size, device=self.device)
-        for number, _, columns in self.encode_clips(clips, COLUMN_MS):
+        for number, _, columns in self.encode_clips(clips, self.scene_hop_ms):
             embeddings[number] += columns.sum(0)
-        counts = [n_timestamps(len(clip), COLUMN_MS) for clip in clips]
+        counts = [n_timestamps(len(clip), self.scene_hop_ms) for clip in clips]
         return embeddings / torch.tensor(counts, device=self.device)[:, None]
 
     @torch.no_grad()
@@ -157,10 +163,10 @@ class Embedder(nn.Module):
             yield number, window, embedded[window.first_new :]
 
 
-def check_hop(hop_ms: int) -> int:
-    """Raise `OptionError` unless timestamps can be `hop_ms` apart."""
+def check_hop(hop_ms: int, name: str = "hop_ms") -> int:
+    """Raise `OptionError` unless columns can be `hop_ms` apart."""
     if isinstance(hop_ms, bool) or hop_ms not in HOPS_MS:
-        raise OptionError(f"hop_ms must be one of {', '.join(map(str, HOPS_MS))}, not {hop_ms!r}")
+        raise OptionError(f"{name} must be one of {', '.join(map(str, HOPS_MS))}, not {hop_ms!r}")
     return int(hop_ms)
 
 

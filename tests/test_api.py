@@ -102,10 +102,11 @@ def test_other_floats_are_converted(model, minute, embed, dtype):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"hop": 40}, "unknown option hop: the options are hop_ms, layers, precision, batch_windows"),
+        ({"hop": 40}, "unknown option hop: the options are hop_ms, layers, precision, batch_windows, scene_hop_ms"),
         ({"hop_ms": 50}, "one of 10, 20, 40, 80, 160, not 50"),
         ({"hop_ms": "40"}, "not '40'"),
         ({"hop_ms": True}, "not True"),
+        ({"scene_hop_ms": 30}, "scene_hop_ms must be one of 10, 20, 40, 80, 160, not 30"),
         ({"layers": 4}, r"in 1 … 3 or -3 … -1, one or a list, not 4"),
         ({"layers": []}, r"not \[\]"),
         ({"layers": [0]}, r"not \[0\]"),

@@ -67,7 +67,8 @@ def test_describe_tells_all_but_the_weights(saved):
     _, path, sha256 = saved
     told = json.loads(json.dumps(describe(path)))
     assert told["sha256"] == sha256 and told["front_end"]["mean"] == -5.5 and told["provenance"]["hours"] == 25.5
-    assert told["encoder"]["width"] == 96 and told["served"] == {"encoder": "target", "layers": [1, 3]}
+    assert told["encoder"]["width"] == 96 and told["served"]["layers"] == [1, 3]
+    assert told["served"]["encoder"] == "target" and told["served"]["scene_hop_ms"] == 160
     assert told["parameters"] == sum(t.numel() for name, t in load_file(path).items() if name != "pos_embed")
 
 

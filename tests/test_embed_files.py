@@ -45,8 +45,9 @@ def corpus(tmp_path_factory, minute):
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("batch_s, workers", [(0.1, 1), (7, 3), (1000, 2)])
-def test_scenes_are_those_of_the_hear_function(corpus, model, batch_s, workers):
+@pytest.mark.parametrize("batch_s, workers, scene_hop_ms", [(0.1, 1, 160), (7, 3, 40), (1000, 2, 160)])
+def test_scenes_are_those_of_the_hear_function(corpus, checkpoint, batch_s, workers, scene_hop_ms):
+    model = Embedder(checkpoint, scene_hop_ms=scene_hop_ms)
     found = {file.path: file for file in model.embed_files(corpus, batch_s=batch_s, workers=workers)}
     assert sorted(found) == corpus
     for path in corpus:

@@ -1,7 +1,8 @@
 """Claims about embeddings of real and synthetic audio:
 
 * a clip embeds the same alone, in a batch, beside loud or silent neighbours, and whatever `batch_windows` is;
-* a scene is the mean of the timestamps 160 ms apart; rows of finer hops hold those of coarser ones;
+* a scene is the mean of the timestamps `scene_hop_ms` apart, 160 where the checkpoint says nothing; rows of finer hops
+  hold those of coarser ones;
 * any length embeds, from one sample on, to finite numbers of the promised shapes;
 * a click moves only the embeddings of the window it is in, and most those within one hop of it;
 * on either side of a window's border stand the embeddings that a clip cut there gives: no padding takes part;
@@ -13,6 +14,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,12 +65,20 @@ def test_batch_windows_bounds_the_batch_and_changes_nothing(checkpoint, minute):
 
 
 @pytest.mark.parametrize("n_samples", [1, 400, 2544, 33279, 33280, 33281, 100000])
-def test_a_scene_is_the_mean_of_the_timestamps_160_ms_apart(checkpoint, minute, n_samples):
-    model = Embedder(checkpoint, hop_ms=160)
+@pytest.mark.parametrize("hop_ms", [None, 160, 40])
+def test_a_scene_is_the_mean_of_timestamps(checkpoint, minute, n_samples, hop_ms):
+    model = Embedder(checkpoint, hop_ms=hop_ms or 160, scene_hop_ms=hop_ms)
     audio = minute[:n_samples]
     scene = get_scene_embeddings(audio[None], model)[0]
     torch.testing.assert_close(scene, timestamps(audio, model).mean(0), **EXACT)
     assert scene.shape == (model.scene_embedding_size,) and scene.isfinite().all()
+
+
+def test_the_checkpoint_says_how_far_apart_the_columns_of_a_scene_are(checkpoint, minute):
+    finer = replace(checkpoint, served=replace(checkpoint.served, scene_hop_ms=40))
+    asked = Embedder(checkpoint, scene_hop_ms=40).scenes(minute[None, :20000])
+    assert Embedder(finer).scenes(minute[None, :20000]).equal(asked)
+    assert not Embedder(finer, scene_hop_ms=160).scenes(minute[None, :20000]).allclose(asked, atol=1e-3)
 
 
 def test_finer_hops_hold_the_timestamps_of_coarser_ones(checkpoint, minute):

@@ -74,12 +74,13 @@ def test_keys_tell_models_apart(fake, tmp_path):
     assert load_spec(specs[1]).key not in {load_spec(spec).key for spec in specs[2:]}
 
 
-def test_keys_tell_front_ends_and_layers_apart(checkpoint):
+def test_keys_tell_front_ends_layers_and_scenes_apart(checkpoint):
     other_front_end = replace(checkpoint, front_end=FrontEndConfig(mean=0.0))
     other_layers = replace(checkpoint, served=ServedConfig(layers=(1,)))
-    checkpoints = (checkpoint, other_front_end, other_layers)
+    other_scenes = replace(checkpoint, served=ServedConfig(scene_hop_ms=40))
+    checkpoints = (checkpoint, other_front_end, other_layers, other_scenes)
     models = [loaded_module(types.ModuleType("m"), Embedder(c), "m") for c in checkpoints]
-    assert len({model.key for model in models}) == 3
+    assert len({model.key for model in models}) == len(checkpoints)
 
 
 def test_embeddings_are_those_of_each_clip_alone(fake, tmp_path):

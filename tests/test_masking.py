@@ -1,6 +1,7 @@
 """Claims about the masks:
 
-* unstructured masks have exactly round(share · patches) context patches, and every other patch is a target;
+* unstructured masks have exactly round(share · patches) context patches, and every other patch is a target, or, where
+  a target share is given, exactly round(share · patches) of them;
 * context and targets of any strategy are disjoint, unique, sorted, inside the grid, and of one length for the batch;
 * over many draws every patch is context and every patch is target, the last row and column included;
 * the same generator gives the same masks, another seed gives others;
@@ -32,6 +33,14 @@ def test_unstructured_counts_are_exact(grid, share):
     assert mask.context.shape == (8, round(share * n_patches))
     for context, target in zip(*mask, strict=True):
         assert sorted([*context.tolist(), *target.tolist()]) == list(range(n_patches))
+
+
+def test_a_target_share_hides_the_rest_from_both(grid=(5, 13)):
+    mask = unstructured(256, *grid, 0.3, torch.Generator().manual_seed(0), target_share=0.34)
+    assert (mask.context.shape[1], mask.target.shape[1]) == (20, 22)
+    assert set(mask.target.flatten().tolist()) == set(range(65))
+    for context, target in zip(*mask, strict=True):
+        assert len({*context.tolist(), *target.tolist()}) == 42
 
 
 def test_the_papers_grid_has_26_context_and_39_target_patches():
@@ -99,5 +108,8 @@ def test_impossible_bounds_are_refused():
         block_shapes(5, 13, (0.15, 0.16), (0.9, 1.1))
     with pytest.raises(ValueError, match="no context or no target"):
         unstructured(2, 5, 13, 1.0, generator)
+    for share in (0.61, 0.001, -0.2):
+        with pytest.raises(ValueError, match="target share"):
+            unstructured(2, 5, 13, 0.4, generator, share)
     with pytest.raises(ValueError, match="no patch of a kind"):
         blocks(2, 5, 13, [(5, 13)], 1, [(5, 13)], False, generator)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hear_jepa.checkpoint import ServedConfig
 from hear_jepa.frontend import FrontEndConfig
 from hear_jepa.train.monitor import collapse_statistics, is_collapsed, probe, rank_me, snapshot
 from hear_jepa.vit import ViT, ViTConfig
@@ -64,7 +65,8 @@ def test_looking_leaves_the_encoder_in_its_mode():
 def test_the_probe_scores_real_tasks():
     torch.manual_seed(0)
     tasks = [Path(__file__).parent / "tasks" / "percussion_kind-v1-small"]
-    scores = probe(snapshot(ViT(CONFIG), FrontEndConfig(), "context", (), {}), tasks, 120, torch.device("cpu"))
+    checkpoint = snapshot(ViT(CONFIG), FrontEndConfig(), ServedConfig("context"), {})
+    scores = probe(checkpoint, tasks, 120, torch.device("cpu"))
     assert set(scores) == {"percussion_kind-v1-small", "mean", "knn/percussion_kind-v1-small", "knn/mean"}
     assert 20 < scores["mean"] <= 100  # chance is 18: even a random encoder hears a drum
     assert scores["knn/mean"] == scores["knn/percussion_kind-v1-small"]

@@ -135,6 +135,9 @@ class TrainConfig:
     """Encoder of the final checkpoint; auto: the one with the better probe, context where there is no probe."""
     serve_layers: tuple[int, ...] = ()
     """Layers that the final checkpoint serves by default; none: the last."""
+    serve_scene_hop_ms: Literal[10, 20, 40, 80, 160] = 160
+    """Distance of the columns whose mean is a scene in the final checkpoint (the paper: 160); finer ones cost as many
+    times the work."""
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hear_jepa.atomic import atomic_path
-from hear_jepa.checkpoint import load_checkpoint, save_checkpoint
+from hear_jepa.checkpoint import Checkpoint, ServedConfig, load_checkpoint, save_checkpoint
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
 from hear_jepa.frontend import FrontEndConfig, LogMel
 from hear_jepa.train import monitor
@@ -200,7 +200,7 @@ class Run:
         if not self.config.monitor.probe_tasks:
             return scores
         for name in self._encoders():
-            checkpoint = self._snapshot(name, {})
+            checkpoint = self._snapshot(ServedConfig(name), {})
             tasks, clips = self.config.monitor.probe_tasks, self.config.monitor.probe_clips
             try:
                 scores[name] = monitor.probe(checkpoint, tasks, clips, self.ranks.device)
@@ -233,7 +233,8 @@ class Run:
         if which == "auto":
             which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
         path = self.config.out / ENCODER_FILE
-        save_checkpoint(path, self._snapshot(which, self._provenance(scores), self.config.serve_layers), torch.float16)
+        served = ServedConfig(which, self.config.serve_layers, self.config.serve_scene_hop_ms)
+        save_checkpoint(path, self._snapshot(served, self._provenance(scores)), torch.float16)
         draw_report(self.config.out)
         self._draw_masks()
         return path
@@ -251,8 +252,8 @@ class Run:
             "config": to_json(self.config),
         }
 
-    def _snapshot(self, which: str, provenance: dict, layers=()):
-        return monitor.snapshot(self._encoders()[which], self.front_end, which, layers, provenance)
+    def _snapshot(self, served: ServedConfig, provenance: dict) -> Checkpoint:
+        return monitor.snapshot(self._encoders()[served.encoder], self.front_end, served, provenance)
 
     def _draw_masks(self) -> None:
         audio = next(self._crops())[:4]

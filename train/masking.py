@@ -21,7 +21,10 @@ class MaskConfig:
     """unstructured: patches drawn at random; multi-block: rectangles, as in I-JEPA; time: spans of every frequency. The
     masks of the last two are cut to the smallest of the batch, so a larger batch has smaller ones."""
     context_share: float = 0.4
-    """Unstructured: the share of patches that is context; the rest are targets (the paper: 0.4)."""
+    """Unstructured: the share of patches that is context (the paper: 0.4)."""
+    target_share: float = 0.0
+    """Unstructured: the share of patches that is target, drawn from the hidden ones; 0: all of them (the paper). Fewer
+    targets make a step cheaper."""
     target_blocks: int = 4
     """Multi-block and time: target blocks of a mask."""
     target_scale: tuple[float, float] = (0.15, 0.2)
@@ -44,7 +47,7 @@ class Mask(NamedTuple):
 def draw_masks(config: MaskConfig, n_masks: int, n_freq: int, n_time: int, generator: torch.Generator) -> Mask:
     """Draw `n_masks` masks on a grid of n_freq × n_time patches by the configured strategy."""
     if config.strategy == "unstructured":
-        return unstructured(n_masks, n_freq, n_time, config.context_share, generator)
+        return unstructured(n_masks, n_freq, n_time, config.context_share, generator, config.target_share)
     if config.strategy == "multi-block":
         shapes = block_shapes(n_freq, n_time, config.target_scale, config.target_aspect)
     else:
@@ -59,14 +62,29 @@ def draw_masks(config: MaskConfig, n_masks: int, n_freq: int, n_time: int, gener
     )
 
 
-def unstructured(n_masks: int, n_freq: int, n_time: int, context_share: float, generator: torch.Generator) -> Mask:
-    """round(context_share · patches) patches at random are context, all others targets (paper, section 2.2)."""
+def unstructured(
+    n_masks: int,
+    n_freq: int,
+    n_time: int,
+    context_share: float,
+    generator: torch.Generator,
+    target_share: float = 0.0,
+) -> Mask:
+    """round(context_share · patches) patches at random are context; of the others all (paper, section 2.2) are targets,
+    or, with a target share, round(target_share · patches) at random."""
     n_patches = n_freq * n_time
     n_context = round(context_share * n_patches)
+    n_target = round(target_share * n_patches) if target_share else n_patches - n_context
     if not 0 < n_context < n_patches:
         raise OptionError(f"a context share of {context_share} leaves no context or no target on {n_patches} patches")
+    if not 0 < n_target <= n_patches - n_context:
+        raise OptionError(
+            f"a target share of {target_share} wants {n_target} of {n_patches} patches as targets: beside "
+            f"{n_context} of context there must be 1 to {n_patches - n_context}"
+        )
     order = torch.rand(n_masks, n_patches, generator=generator).argsort(dim=1)
-    return Mask(order[:, :n_context].sort(dim=1).values, order[:, n_context:].sort(dim=1).values)
+    hidden = order[:, n_context : n_context + n_target]
+    return Mask(order[:, :n_context].sort(dim=1).values, hidden.sort(dim=1).values)
 
 
 def block_shapes(

@@ -63,12 +63,10 @@ def cosine(predicted: Tensor, target: Tensor) -> float:
     return float(F.cosine_similarity(predicted.float(), target.float(), dim=-1).mean())
 
 
-def snapshot(
-    encoder: ViT, front_end: FrontEndConfig, which: str, layers: Sequence[int], provenance: dict
-) -> Checkpoint:
+def snapshot(encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, provenance: dict) -> Checkpoint:
     """The encoder as it is now, as a serving checkpoint."""
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
-    return Checkpoint(encoder.config, weights, front_end, ServedConfig(which, tuple(layers)), provenance)
+    return Checkpoint(encoder.config, weights, front_end, served, provenance)
 
 
 def check_probe_tasks(tasks: Sequence[Path]) -> None:

@@ -124,8 +124,9 @@ def loaded_module(module: ModuleType, model: nn.Module, name: str) -> LoadedMode
 def weights_identity(weights: str, model: nn.Module) -> str:
     """SHA-256 of the weights file, of the tensors that were loaded, and of what an `Embedder` makes of them."""
     digest = hashlib.sha256()
-    served = getattr(model, "layers", None), getattr(getattr(model, "log_mel", None), "config", None)
-    digest.update(repr(served).encode())  # layers and front end: the tensors do not tell them
+    served = [getattr(model, name, None) for name in ("layers", "scene_hop_ms")]
+    front_end = getattr(getattr(model, "log_mel", None), "config", None)
+    digest.update(repr([*served, front_end]).encode())  # the tensors do not tell them
     if weights and Path(weights).is_file():
         with open(weights, "rb") as file:
             while chunk := file.read(1 << 20):
