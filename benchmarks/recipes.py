@@ -58,6 +58,7 @@ def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
         "monitor.probe-every": 0,
         "compute.cpu-ranks": 1,
         "compute.threads": 1,
+        "serve-scene-hop-ms": 160,  # a quarter of the work, and the paper's scenes
     }
     arguments = [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
     return parse(["tiny", *DATA.split(), *options.split(), *arguments])

@@ -152,9 +152,10 @@ class TrainConfig:
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "tiny": (
-        "A shallow tiny encoder for two CPU cores and a few hours: the recipe of the shipped checkpoint.",
+        "A shallow tiny encoder for two CPU cores and a few hours: the first part of the shipped checkpoint's run.",
         TrainConfig(
             out=Path("runs/tiny"),
+            serve_scene_hop_ms=40,
             encoder=EncoderConfig(width=192, depth=6, heads=3),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
