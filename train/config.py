@@ -152,7 +152,7 @@ class TrainConfig:
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "tiny": (
-        "A shallow tiny encoder for two CPU cores and a few hours: the first part of the shipped checkpoint's run.",
+        "A shallow tiny encoder for two CPU cores and a few hours: the recipe of the shipped checkpoint.",
         TrainConfig(
             out=Path("runs/tiny"),
             serve_scene_hop_ms=40,
