@@ -94,7 +94,7 @@ def settings_of(model: Embedder, kind: str, channels: str) -> dict:
     weights = {name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()}
     return {
         "kind": kind,
-        "hop_ms": model.hop_ms if kind == "timestamps" else model.scene_hop_ms,
+        "hop_ms": model.hop_of(kind),
         "channels": channels,
         "layers": list(model.layers),
         "precision": model.precision,

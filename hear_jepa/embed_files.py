@@ -115,9 +115,8 @@ def embed_pieces(
         raise OptionError(f"the seconds of a batch must be more than 0, not {batch_s}")
     if workers < 1:
         raise OptionError(f"there must be at least one worker, not {workers}")
-    hop_ms = embedder.scene_hop_ms if kind == "scene" else embedder.hop_ms
     encoder = _Encoder(embedder, batch_s, _Scene if kind == "scene" else _Timestamps)
-    with _decoded(embedder, paths, hop_ms, channels == "separate", workers) as events:
+    with _decoded(embedder, paths, embedder.hop_of(kind), channels == "separate", workers) as events:
         for event in events:
             yield from encoder.add(event)
     yield from encoder.flush()

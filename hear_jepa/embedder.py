@@ -72,6 +72,10 @@ class Embedder(nn.Module):
         """Columns of a window: the trained duration."""
         return self.encoder.config.n_time_patches
 
+    def hop_of(self, kind: str) -> int:
+        """Distance in ms of the columns that embeddings of a kind, "scene" or "timestamps", are made of."""
+        return self.scene_hop_ms if kind == "scene" else self.hop_ms
+
     def forward(self, audio: Tensor) -> Tensor:
         """Scene embeddings of [B, samples]: [B, scene_embedding_size]."""
         return self.scenes(audio)

@@ -86,7 +86,7 @@ class ExportedEmbedder(nn.Module):
         super().__init__()
         self.log_mel, self.encoder, self.layers = model.log_mel, model.encoder, model.layers
         self.scene = kind == "scene"
-        self.hop_ms = model.scene_hop_ms if self.scene else model.hop_ms
+        self.hop_ms = model.hop_of(kind)
         self.columns = model.max_columns  # of a window
         self.first_ms = first_centre_ms(SHORTEST_SAMPLES, self.hop_ms)
 

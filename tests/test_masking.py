@@ -35,8 +35,8 @@ def test_unstructured_counts_are_exact(grid, share):
         assert sorted([*context.tolist(), *target.tolist()]) == list(range(n_patches))
 
 
-def test_a_target_share_hides_the_rest_from_both(grid=(5, 13)):
-    mask = unstructured(256, *grid, 0.3, torch.Generator().manual_seed(0), target_share=0.34)
+def test_a_target_share_hides_the_rest_from_both():
+    mask = unstructured(256, 5, 13, 0.3, torch.Generator().manual_seed(0), target_share=0.34)
     assert (mask.context.shape[1], mask.target.shape[1]) == (20, 22)
     assert set(mask.target.flatten().tolist()) == set(range(65))
     for context, target in zip(*mask, strict=True):

@@ -83,8 +83,8 @@ def unstructured(
             f"{n_context} of context there must be 1 to {n_patches - n_context}"
         )
     order = torch.rand(n_masks, n_patches, generator=generator).argsort(dim=1)
-    hidden = order[:, n_context : n_context + n_target]
-    return Mask(order[:, :n_context].sort(dim=1).values, hidden.sort(dim=1).values)
+    context, target = order[:, :n_context], order[:, n_context : n_context + n_target]
+    return Mask(context.sort(dim=1).values, target.sort(dim=1).values)
 
 
 def block_shapes(
