@@ -3,6 +3,8 @@ of one core; then linear probes of every layer, on validation splits alone, comp
 
     python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes [--minutes 10] [--only NAME ...]
 
+`--crops` gives them a number of crops in place of minutes, where other work on the machine makes a minute uncertain.
+
 `--only` runs some of the recipes, so that several processes can share the work; `--only` alone runs none. What is
 finished is kept; the table at the end shows all there is, the best mean first.
 """
@@ -37,9 +39,9 @@ RECIPES = {  # the names are file names too
     "input domain, last layer": INPUT,
     "input domain, third of the patches as targets": f"{INPUT} --mask.target-share 0.34",
     "input domain, predictor of 1 block": f"{INPUT} --predictor.depth 1",
-    "input domain, batch 16": f"{INPUT} --optim.batch-size 16 --optim.base-lr 8e-3",
-    "input domain, EMA 0.99 to 0.999": f"{INPUT} --ema.start 0.99 --ema.end 0.999",
-    "input domain, 12 blocks": f"{INPUT} --encoder.depth 12",
+    "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
+    "EMA 0.99 to 0.999": "--ema.start 0.99 --ema.end 0.999",
+    "12 blocks": "--encoder.depth 12",
     "warm start from the first checkpoint": "--init-from weights/tiny.safetensors",
     "input domain, warm start": f"{INPUT} --init-from weights/tiny.safetensors",
 }
@@ -82,9 +84,11 @@ def seconds_a_step(options: str, source: str) -> float:
     return (spent[-1] - spent[-2]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
 
 
-def run(options: str, source: str, minutes: float, out: Path) -> dict:
-    """Train for `minutes` of one core, the schedules' length set by a trial; crops seen and layers."""
-    config = configured(options, source, out, round(60 * minutes / seconds_a_step(options, source)))
+def run(options: str, source: str, minutes: float, crops: int, out: Path) -> dict:
+    """Train on as many crops, or, without, for `minutes` of one core by a trial; crops seen and layers."""
+    config = configured(options, source, out, 1)
+    steps = crops // config.optim.batch_size if crops else round(60 * minutes / seconds_a_step(options, source))
+    config = configured(options, source, out, steps)
     shutil.rmtree(out, ignore_errors=True)  # what a killed run left
     train_whole(config)
     return {"crops": config.optim.steps * config.optim.batch_size, "layers": config.encoder.depth}
@@ -134,6 +138,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--crops", type=int, default=0, help="of a recipe, in place of --minutes")
     parser.add_argument("--only", nargs="*", default=[*RECIPES, *FLOORS], choices=[*RECIPES, *FLOORS], metavar="NAME")
     parser.add_argument("--clips", type=int, default=1000, help="of a task, training and validation together")
     arguments = parser.parse_args()
@@ -146,7 +151,7 @@ def main() -> None:
         spec, result = name, {"crops": 0, "layers": 1}
         if name in RECIPES:
             folder = arguments.out / re.sub(r"\W+", "-", name)
-            result = run(RECIPES[name], arguments.source, arguments.minutes, folder)
+            result = run(RECIPES[name], arguments.source, arguments.minutes, arguments.crops, folder)
             layers = ",".join(str(layer + 1) for layer in range(result["layers"]))
             spec = f"hear_jepa:{folder / ENCODER_FILE},layers=[{layers}]"
         result["scores"] = {task.name: probe_layers(spec, result["layers"], task, arguments.clips) for task in tasks}
