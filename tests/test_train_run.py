@@ -298,7 +298,7 @@ def test_the_probe_keeps_the_best_state_and_chooses_the_encoder(config):
     assert best["step"] == min(step for value, step in means if value == highest)
 
 
-def test_the_best_state_is_served_and_a_failing_probe_ends_nothing(config, monkeypatch):
+def test_the_best_state_is_served_and_a_failing_probe_ends_nothing(config, tmp_path, monkeypatch):
     scores = iter([70.0, 60.0, 20.0, 50.0])  # context and target, at step 6 and at the end
 
     def probe(*arguments):
@@ -320,6 +320,10 @@ def test_the_best_state_is_served_and_a_failing_probe_ends_nothing(config, monke
     assert served.provenance["steps"] == 6 and served.served.encoder == "context"
     best = torch.load(config.out / BEST, weights_only=True)["jepa"]["context_encoder.norm.weight"]
     torch.testing.assert_close(served.weights["norm.weight"], best, atol=1e-3, rtol=1e-3)  # stored in float16
+
+    scores = iter([70.0, 60.0, 30.0, 69.5])  # no further apart than a probe's noise: the last state is served
+    path = loop.train(replace(config, out=tmp_path / "level"))
+    assert load_checkpoint(path).provenance["steps"] == 12 and load_checkpoint(path).served.encoder == "target"
 
 
 def test_a_compiled_run_takes_the_same_steps(config, tmp_path, monkeypatch):

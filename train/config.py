@@ -115,6 +115,8 @@ class MonitorConfig:
     """Folders of HEAR-format tasks; only their training and validation splits are used."""
     probe_clips: int = 500
     """Clips of a task that an online probe uses at most."""
+    best_margin: float = 1.0
+    """Points by which an earlier state's probe must beat the last one's to be served: less is noise."""
     save_every: int = 1000
     """Steps between saved states."""
 
