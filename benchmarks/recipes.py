@@ -32,6 +32,7 @@ from hear_jepa.train.loop import ENCODER_FILE, train
 
 DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
 INPUT = "--target.domain input --target.top-layers 1 --target.no-centre"
+FIRST_RUN = "runs/tiny/encoder.safetensors"  # of the checkpoint `tiny`, by the first command of its card
 RECIPES = {  # the names are file names too
     "tiny": "",
     "learning rate doubled": "--optim.base-lr 8e-3",
@@ -42,8 +43,8 @@ RECIPES = {  # the names are file names too
     "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
     "EMA 0.99 to 0.999": "--ema.start 0.99 --ema.end 0.999",
     "12 blocks": "--encoder.depth 12",
-    "warm start from the first checkpoint": "--init-from weights/tiny.safetensors",
-    "input domain, warm start": f"{INPUT} --init-from weights/tiny.safetensors",
+    "warm start": f"--init-from {FIRST_RUN}",
+    "input domain, warm start": f"{INPUT} --init-from {FIRST_RUN}",
 }
 TRIAL_STEPS = (10, 60)
 FOLDS = 2  # of a task with more

@@ -21,6 +21,7 @@ import torchaudio
 from hear_jepa.errors import AudioError
 
 SAMPLE_RATE = 16000
+NEEDS_FFMPEG = "needs ffmpeg"  # in the message of every file that installing it may open
 # Kept from libsndfile, which takes some headerless ones for MP3.
 FFMPEG_SUFFIXES = frozenset(
     [".g722", ".gsm", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".ape", ".wv", ".tta", ".mka", ".webm", ".ac3"]
@@ -155,7 +156,8 @@ def _open(path: Path) -> "_SoundfileSource | _FfmpegSource":
         except soundfile.LibsndfileError as error:
             if shutil.which("ffmpeg") is None:
                 raise AudioError(
-                    f"{path}: libsndfile cannot read it ({error.error_string}); if it is sound, install ffmpeg"
+                    f"{path}: libsndfile cannot read it ({error.error_string}); if it is sound, it {NEEDS_FFMPEG}: "
+                    "install it"
                 ) from error
     return _FfmpegSource(path)
 
@@ -186,7 +188,7 @@ class _FfmpegSource:
         self._path = path
         ffmpeg = shutil.which("ffmpeg")
         if ffmpeg is None:
-            raise AudioError(f"{path}: decoding {path.suffix} files needs ffmpeg; install it")
+            raise AudioError(f"{path}: decoding {path.suffix} files {NEEDS_FFMPEG}; install it")
         command = [ffmpeg, "-v", "error", "-nostdin", "-i", str(path.absolute()), "-map", "0:a:0"]
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe that nobody reads blocks a talkative ffmpeg)

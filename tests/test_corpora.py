@@ -78,15 +78,20 @@ def build_deb(folder: Path, archive: Path) -> Path:
     licence = folder / "usr/share/doc/chirps/copyright"
     licence.parent.mkdir(parents=True)
     licence.write_text("License: CC0-1.0\n")
+    return pack("chirps", folder, archive)
+
+
+def pack(name: str, folder: Path, archive: Path) -> Path:
+    """`folder` as the package NAME 2.0-1 in `archive`."""
     (folder / "DEBIAN").mkdir()
     (folder / "DEBIAN/control").write_text(
-        "Package: chirps\nVersion: 2.0-1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: x\n"
+        f"Package: {name}\nVersion: 2.0-1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: x\n"
     )
     archive.mkdir(exist_ok=True)
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(folder), str(archive)], check=True, capture_output=True
     )
-    return archive / "chirps_2.0-1_all.deb"
+    return archive / f"{name}_2.0-1_all.deb"
 
 
 def package(name: str = "chirps") -> Package:
@@ -240,7 +245,7 @@ def test_mapping_sorts_as_the_rules_do(archive, tmp_path):
 def test_command_ends_in_shards(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "load_catalogue", lambda: [package("absent"), package()])
     out = tmp_path / "out"
-    assert command.main(["debian", "--out", str(out), "--workers", "1"]) == 0
+    assert command.main(["debian", "--out", str(out), "--workers", "1"]) == 1  # one package is missing
     manifest = json.loads((out / "shards/manifest.json").read_text())
     assert {name: domain["clips"] for name, domain in manifest["domains"].items()} == {
         "environment": 1,
@@ -250,3 +255,22 @@ def test_command_ends_in_shards(archive, tmp_path, monkeypatch):
     corpus = json.loads((out / "corpus.json").read_text())
     assert [(entry["version"], entry["surveyed"]) for entry in corpus["packages"]] == [("2.0-1", "1.0-1")]
     assert [entry["package"] for entry in corpus["failed"]] == ["absent"]
+
+
+@needs_dpkg
+def test_given_again_the_command_takes_in_what_was_missing(archive, tmp_path, monkeypatch):
+    """The shards of a part are replaced by those of the whole; complete ones are left alone."""
+    out, part, whole = tmp_path / "out", package(), package("whistles")
+    monkeypatch.setattr(command, "load_catalogue", lambda: [part, whole])
+    arguments = ["debian", "--out", str(out), "--workers", "1"]
+    assert command.main(arguments) == 1
+    before = json.loads((out / "shards/manifest.json").read_text())
+    write_wav(tmp_path / "whistles/usr/share/whistles/Sounds/whistle.wav", seed=7)
+    pack("whistles", tmp_path / "whistles", archive)
+    assert command.main(arguments) == 0
+    after = json.loads((out / "shards/manifest.json").read_text())
+    assert after["domains"]["environment"]["clips"] == before["domains"]["environment"]["clips"] + 1
+    assert json.loads((out / "corpus.json").read_text())["failed"] == []
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    assert command.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps

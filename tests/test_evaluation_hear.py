@@ -11,8 +11,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import soundfile
@@ -58,7 +60,8 @@ def test_resampled_copy_is_a_sound_task(tmp_path):
     clip = copy.clips["test"][0].path
     before = clip.stat().st_mtime_ns
     assert resampled_copy(task, 44100, tmp_path / "44100Hz") == folder and clip.stat().st_mtime_ns == before
-    assert list(folder.parent.iterdir()) != [] and not [p for p in folder.iterdir() if p.name.startswith(".")]
+    assert list(folder.parent.iterdir()) == [folder]  # heareval takes every entry for a task
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_resampling_from_the_command_line(tmp_path, capsys):
@@ -68,6 +71,36 @@ def test_resampling_from_the_command_line(tmp_path, capsys):
     assert halved.samples == task.clips["train"][0].samples / 2
     assert main([str(tmp_path / "tasks"), str(tmp_path / "out")]) == 2
     assert "48000" in capsys.readouterr().err
+
+
+HELD = """
+import sys
+from types import SimpleNamespace
+import torch
+from pathlib import Path
+from hear_jepa.evaluation.hear_protocol import _run
+if __name__ == "__main__":
+    _run(sys.argv[2:], Path(sys.argv[1]), SimpleNamespace(device=torch.device("cpu")))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_run_leaves_is_ended_or_waited_for(tmp_path, how):
+    """In place of heareval a module that tells when it begins and when it ends."""
+    (tmp_path / "held.py").write_text(HELD)
+    (tmp_path / "slow.py").write_text(
+        "import time\nopen('begun', 'w').close()\ntime.sleep(5)\nopen('ended', 'w').close()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, str(tmp_path / "held.py"), str(tmp_path)]
+    killed = subprocess.Popen([*command, "slow"], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(how)
+    killed.wait()
+    subprocess.run([*command, "this"], env=environment, check=True)  # works in the same folder
+    assert (tmp_path / "ended").exists() == (how == signal.SIGKILL)
 
 
 def test_remedies_act_in_the_tools_alone():

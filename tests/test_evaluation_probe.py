@@ -222,7 +222,7 @@ def test_quick_probe_learns_and_chance_is_chance(tmp_path):
     assert scores["linear"]["tones-v1"] < 0.7 and scores["knn"]["tones-v1"] < 0.7
 
 
-def test_every_candidate_is_trained():
+def test_candidates_are_every_pair_of_rate_and_penalty():
     assert LinearConfig(learning_rates=(1.0, 2.0), penalties=(0.0, 3.0)).candidates == [
         (1.0, 0.0),
         (1.0, 3.0),

@@ -9,6 +9,7 @@
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import soundfile
 from evaluation_fixtures import TONES_HZ, write_event_task, write_scene_task
 
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.tasks import DOMAINS, Fold, find_tasks, read_task
+from hear_jepa.evaluation.tasks import DOMAINS, Fold, _domain, find_tasks, read_task
 
 SHIPPED = Path(__file__).with_name("tasks")
 
@@ -113,6 +114,13 @@ def test_tasks_are_found_by_name(scene):
         find_tasks(scene.parent, ["esc50"])
     with pytest.raises(TaskError, match="task_metadata.json"):
         find_tasks(scene)
+
+
+def test_official_tasks_have_a_domain():
+    published = json.loads((files("hear_jepa.evaluation") / "published.json").read_text())["rows"]
+    scenes = {name.split("-")[0] for row in published for name in row["scores"]} - {"dcase2016_task2", "maestro"}
+    assert len(scenes) > 3
+    assert {name for name in scenes | {"tfds_gtzan_music_speech"} if _domain(name, "scene") == "other"} == set()
 
 
 def test_shipped_tasks_are_sound_and_cover_the_domains():

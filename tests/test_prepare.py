@@ -225,6 +225,19 @@ def test_a_finished_folder_is_left_alone_and_foreign_shards_are_refused(tmp_path
         quietly([tmp_path / "source"], tmp_path / "out")
 
 
+def test_what_was_left_out_for_want_of_ffmpeg_is_not_taken_for_complete(tmp_path, monkeypatch):
+    write_tree(tmp_path / "source", {"x/0.wav": sound(0)})
+    (tmp_path / "source/x/prompt.g722").write_bytes(bytes(8000))
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda tool: None if tool == "ffmpeg" else which(tool))
+    first = quietly([tmp_path / "source"], tmp_path / "out")
+    assert ["needs ffmpeg" in item["reason"] for item in first.skipped] == [True]
+    assert quietly([tmp_path / "source"], tmp_path / "out") == first
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    with pytest.raises(CorpusError, match="made without ffmpeg"):
+        quietly([tmp_path / "source"], tmp_path / "out")
+
+
 def test_changed_input_starts_over(tmp_path, monkeypatch):
     write_tree(tmp_path / "source", {f"x/{i}.wav": sound(i) for i in range(4)})
     with monkeypatch.context() as patch, pytest.raises(Kill):

@@ -154,7 +154,7 @@ class TrainConfig:
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "tiny": (
-        "A shallow tiny encoder for two CPU cores and a few hours: the recipe of the shipped checkpoint.",
+        "A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.",
         TrainConfig(
             out=Path("runs/tiny"),
             serve_scene_hop_ms=40,

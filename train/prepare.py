@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections import deque
@@ -35,7 +36,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hear_jepa.audio_files import find_audio
+from hear_jepa.audio_files import NEEDS_FFMPEG, find_audio
 from hear_jepa.errors import CorpusError, HearJepaError
 from hear_jepa.train.clips import Clip, Skipped, clips_of, log_mel_sums
 from hear_jepa.train.domains import SKIP, FolderNames, Mapping, Origin
@@ -49,6 +50,10 @@ log = logging.getLogger(__name__)
 RECIPE = 1  # to be raised when the same input would give other shards
 TASKS_PER_WORKER = 4  # files under way: enough to keep workers busy, few enough to keep their results in memory
 _exclusions: Exclusions | None = None
+
+
+class OtherShardsError(CorpusError):
+    """The folder holds the shards of another input."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,19 @@ def _digest(files: list[SourceFile], left_out: list[Skipped], exclude: list[Path
 
 
 def _finished(out: Path, digest: str) -> Manifest | None:
-    """Return the manifest in `out` if it is of this very input; refuse a folder that holds other shards."""
+    """Return the manifest in `out` if it is of this very input; refuse a folder that holds other shards, or shards
+    without the files that ffmpeg, which has been installed since, can decode."""
     if not (out / FILE_NAME).exists():
         return None
     manifest = parse_manifest((out / FILE_NAME).read_bytes(), str(out / FILE_NAME))
-    if manifest.input_sha256 == digest and all((out / shard["file"]).exists() for shard in manifest.shards):
-        log.info("%s is complete already", out)
-        return manifest
-    raise CorpusError(f"{out} already holds shards of other audio or other settings; choose another --out or delete it")
+    if manifest.input_sha256 != digest or not all((out / shard["file"]).exists() for shard in manifest.shards):
+        raise OtherShardsError(
+            f"{out} already holds shards of other audio or other settings; choose another --out or delete it"
+        )
+    if shutil.which("ffmpeg") and any(NEEDS_FFMPEG in item["reason"] for item in manifest.skipped):
+        raise OtherShardsError(f"{out} was made without ffmpeg, which is here now; choose another --out or delete it")
+    log.info("%s is complete already", out)
+    return manifest
 
 
 def _index(files: list[Path], workers: int, progress: bool) -> Exclusions | None:

@@ -5,6 +5,7 @@ hear-jepa evaluate --tasks-dir tasks --tasks esc50 --protocol hear --grid-points
 """
 
 import argparse
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate every pair; exit code 1 if one failed, TaskError or OptionError before any model runs."""
     if arguments.splits == "valid" and "hear" in arguments.protocol:
         raise OptionError("--splits valid: hear-eval-kit always scores the test split; use --protocol linear or knn")
+    _check_libraries(arguments.protocol)
     specs = [parse_spec(text) for text in arguments.models]
     folders = find_tasks(arguments.tasks_dir, arguments.tasks)
     tasks = [read_task(folder) for folder in tqdm(folders, desc="checking tasks", leave=False)]
@@ -77,3 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     for result in failed:
         logger.error("failed: %s on %s (%s): %s", result.model, result.task, result.protocol, result.error)
     return 1 if failed else 0
+
+
+def _check_libraries(protocols: list[str]) -> None:
+    """Raise `OptionError` for a library that only the end of a long evaluation would miss."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError("the figure needs matplotlib: pip install hear-jepa[eval]")
+    if "hear" in protocols and importlib.util.find_spec("heareval") is None:
+        raise OptionError("--protocol hear needs hear-eval-kit: `make demo` installs it, docs/hear.md says how by hand")

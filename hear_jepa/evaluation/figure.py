@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -22,11 +21,9 @@ NAME_HEIGHT = 3.2  # per cent that a name needs
 
 def draw(path: Path, rows: "list[Row]", published: "list[PublishedRow]", tasks: list[Task], split: str) -> None:
     """Write a PNG. A bar is a model's mean over a domain's tasks, the dots on it these tasks."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError("the figure needs matplotlib: pip install hear-jepa[eval]") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     protocols = list(dict.fromkeys(row.protocol for row in rows))
     figure = Figure(figsize=(11, 0.6 + 4.2 * len(protocols)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

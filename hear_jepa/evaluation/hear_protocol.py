@@ -4,16 +4,19 @@
 hear-validator's own commands by hand.
 """
 
-import importlib.util
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hear_jepa.errors import OptionError, TaskError
+from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.models import LoadedModel
 from hear_jepa.evaluation.protocol import TaskScores
 from hear_jepa.evaluation.resampled import resampled_copy
@@ -33,8 +36,6 @@ def run_heareval(
     `work_dir` keeps `heareval.log` and heareval's own test.predicted-scores.json; its embeddings, and the ./logs
     where it leaves a checkpoint a grid point and fold, are deleted. A killed run finds its embeddings again.
     """
-    if importlib.util.find_spec("heareval") is None:
-        raise OptionError("--protocol hear needs hear-eval-kit: `make demo` installs it, docs/hear.md says how by hand")
     work_dir = work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     tasks_dir = task.folder.parent.resolve()
@@ -71,13 +72,42 @@ def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
     elif model.device.index and "CUDA_VISIBLE_DEVICES" not in environment:
         environment["CUDA_VISIBLE_DEVICES"] = str(model.device.index)
     log = work_dir / "heareval.log"
-    with open(log, "ab") as output:
+    command = [sys.executable, "-m", *arguments]
+    with open(log, "ab") as output, _folder_lock(work_dir) as lock, _exit_on_sigterm():
         finished = subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=work_dir, env=environment, stdout=output, stderr=output, check=False
+            command, cwd=work_dir, env=environment, stdout=output, stderr=output, check=False, pass_fds=[lock]
         )
     if finished.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["(no output)"]
         raise TaskError(f"{arguments[0]} ended with {finished.returncode}: {lines[-1]}; the rest is in {log}")
+
+
+@contextmanager
+def _folder_lock(work_dir: Path) -> Iterator[int]:
+    """Hold the folder's lock, as a file descriptor for heareval to inherit: where a killed run left a heareval behind
+    that still works in the folder, wait for it."""
+    import fcntl  # not on Windows, where heareval does not run
+
+    with open(work_dir / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: waiting for the heareval that another run has started there", work_dir)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, upon which `subprocess.run` kills what it has started."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one may say so
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_scores(path: Path, task: Task) -> TaskScores:

@@ -59,6 +59,7 @@ class PairRunner:
         """The result of a pair; an exception becomes its `error`, which is not kept: the next run tries again."""
         try:
             model = self._load(spec)
+            task = _heard_by(model, task)
             path = self._path(model, task, protocol)
             if path.is_file():
                 return PairResult(**json.loads(path.read_text()) | {"model": spec.text})
@@ -96,8 +97,6 @@ class PairRunner:
         if protocol == "hear":
             work_dir = self.out / "heareval" / self._path(model, task, protocol).stem / model.key
             return run_heareval(model, task, work_dir, self.settings.grid_points, self.settings.grid)
-        if model.sample_rate != task.sample_rate and (task.folder / str(model.sample_rate)).is_dir():
-            task = read_task(task.folder, model.sample_rate)  # the task has audio at the model's own rate
         device = self.settings.device or str(model.device)
         return probe_task(
             task,
@@ -122,6 +121,13 @@ class PairRunner:
             settings=self._settings(task, protocol),
             seconds=round(seconds, 1),
         )
+
+
+def _heard_by(model: LoadedModel, task: Task) -> Task:
+    """The task's audio at the model's own rate, where the folder has it."""
+    if model.sample_rate == task.sample_rate or not (task.folder / str(model.sample_rate)).is_dir():
+        return task
+    return read_task(task.folder, model.sample_rate)
 
 
 def summarise(scores: TaskScores) -> dict[str, dict[str, dict[str, Any]]]:

@@ -19,7 +19,8 @@ TRAIN_VALID_TEST = ("train", "valid", "test")
 KNOWN_DOMAINS = {  # by how the task's name begins, for tasks whose metadata names no domain
     "environment": ("esc", "fsd50k", "gunshot", "beehive", "urbansound", "nature", "game_effects"),
     "speech": ("speech", "ravdess", "tfds_crema_d", "crema", "libricount", "vox_lingua", "vocal_imitation", "language"),
-    "music": ("mridangam", "beijing_opera", "gtzan", "nsynth", "philharmonia", "percussion", "drum", "instrument"),
+    "music": ("mridangam", "beijing_opera", "gtzan", "tfds_gtzan", "nsynth", "philharmonia")
+    + ("percussion", "drum", "instrument"),
 }
 
 

@@ -5,32 +5,37 @@
     python -m hear_jepa.train.corpora debian --list
 
 Downloads the listed Debian packages (about 1.3 GB; `apt-get download`: no root, nothing is installed), unpacks their
-audio, and makes shards of it in OUT/shards. Given again after an interruption, it goes on where it stopped. A package
-that cannot be had is named at the end and left out. About 5 GB of disk while it works.
+audio, and makes shards of it in OUT/shards. Given again, it goes on where it stopped, tries again what it could not
+have, and makes the shards anew if that gives more. A package that cannot be had is named at the end and left out: exit
+code 1. About 5 GB of disk while it works.
 """
 
 import argparse
 import logging
+import shutil
 import sys
 from pathlib import Path
 
 from hear_jepa.errors import CorpusError, HearJepaError
 from hear_jepa.train.corpora.catalogue import DOMAINS, load_catalogue, select
 from hear_jepa.train.corpora.debian import fetch, write_json, write_mapping
-from hear_jepa.train.prepare import prepare
+from hear_jepa.train.manifest import FILE_NAME, Manifest
+from hear_jepa.train.prepare import OtherShardsError, prepare
 
 log = logging.getLogger("hear_jepa.train.corpora")
 
 
-def debian(arguments: argparse.Namespace) -> None:
-    """Packages -> audio -> shards in `arguments.out`; raises `CorpusError` where not one package can be had."""
+def debian(arguments: argparse.Namespace) -> int:
+    """Packages -> audio -> shards in `arguments.out`; exit code 1 where a package is missing, `CorpusError` for all."""
     packages = select(load_catalogue(), arguments.packages)
     if arguments.list:
         print(table(packages))
-        return
+        return 0
     if arguments.out is None:
         raise CorpusError("say where the corpus shall lie: --out DIR")
     out = Path(arguments.out)
+    if shutil.which("ffmpeg") is None:
+        log.warning("ffmpeg not found: the telephone formats and the tracker music will be left out; install it first")
     records, failures = fetch(packages, out)
     surveyed = {package.package: package.version for package in packages}
     described = [
@@ -39,15 +44,32 @@ def debian(arguments: argparse.Namespace) -> None:
     ]
     write_json(out / "corpus.json", {"packages": described, "failed": failures})
     if not records:
-        raise CorpusError(f"not one of {len(packages)} packages could be had; first: {failures[0]['reason']}")
+        reason = failures[0]["reason"]
+        raise CorpusError(f"not one of {len(packages)} packages could be had; is `apt-get update` due? First: {reason}")
     write_mapping(packages, records, out / "domains.tsv")
-    manifest = prepare(
-        [out / "audio"], out / "shards", out / "domains.tsv", exclude=arguments.exclude, workers=arguments.workers
-    )
+    manifest = make_shards(out, arguments.exclude, arguments.workers)
     for domain, total in manifest.domains.items():
         log.info("%s: %.2f h in %d clips", domain, total["hours"], total["clips"])
+    log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), out / "shards" / FILE_NAME)
     for failure in failures:
         log.warning("left out: %s (%s)", failure["package"], failure["reason"])
+    if failures:
+        log.warning("%d of %d packages are missing; the same command tries them again", len(failures), len(packages))
+    return 1 if failures else 0
+
+
+def make_shards(out: Path, exclude: list[str], workers: int | None) -> Manifest:
+    """Shards of OUT/audio in OUT/shards; in place of those of an earlier run on other packages, or with other clips
+    excluded."""
+    shards = out / "shards"
+    arguments = ([out / "audio"], shards, out / "domains.tsv", exclude, workers)
+    try:
+        return prepare(*arguments)
+    except OtherShardsError:
+        log.warning("%s is of other packages or settings: made anew", shards)
+        for old in (*shards.glob("*.tar"), shards / FILE_NAME):  # the manifest last: until then a kill leaves it so
+            old.unlink()
+        return prepare(*arguments)
 
 
 def table(packages: list) -> str:
@@ -81,11 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments)
     except HearJepaError as error:
         print(f"corpora: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":
