@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.models import LoadedModel
@@ -73,28 +74,24 @@ def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = str(model.device.index)
     log = work_dir / "heareval.log"
     command = [sys.executable, "-m", *arguments]
-    with open(log, "ab") as output, _folder_lock(work_dir) as lock, _exit_on_sigterm():
-        finished = subprocess.run(
-            command, cwd=work_dir, env=environment, stdout=output, stderr=output, check=False, pass_fds=[lock]
-        )
+    with open(log, "ab") as output, _exit_on_sigterm():
+        _lock(output)
+        finished = subprocess.run(command, cwd=work_dir, env=environment, stdout=output, stderr=output, check=False)
     if finished.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["(no output)"]
         raise TaskError(f"{arguments[0]} ended with {finished.returncode}: {lines[-1]}; the rest is in {log}")
 
 
-@contextmanager
-def _folder_lock(work_dir: Path) -> Iterator[int]:
-    """Hold the folder's lock, as a file descriptor for heareval to inherit: where a killed run left a heareval behind
-    that still works in the folder, wait for it."""
+def _lock(log: BinaryIO) -> None:
+    """Lock the log, which heareval inherits as its output: where a killed run left one behind that still works in the
+    folder, wait for it."""
     import fcntl  # not on Windows, where heareval does not run
 
-    with open(work_dir / "lock", "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s: waiting for the heareval that another run has started there", work_dir)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("%s: waiting for the heareval that another run has started there", log.name)
+        fcntl.flock(log, fcntl.LOCK_EX)
 
 
 @contextmanager
