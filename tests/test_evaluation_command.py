@@ -6,6 +6,7 @@
 * A run killed in the middle and run again gives the table of one that was not, and embeds no finished pair again.
 * `--splits valid` stores no test score; `--protocol hear` refuses it.
 * Two weights files of one module have a row of their own.
+* Audio at a model's own rate, once a task's folder has it, is checked and scored anew.
 * A domain's mean is over all its tasks, or missing; published rows stand apart and only for official HEAR tasks.
 """
 
@@ -17,6 +18,7 @@ from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 from hear_jepa.cli import main
 from hear_jepa.evaluation.pairs import PairResult
 from hear_jepa.evaluation.report import domain_means, markdown, measured_rows, published_rows
+from hear_jepa.evaluation.resampled import resampled_copy
 from hear_jepa.evaluation.tasks import read_task
 
 KILLED_MODULE = (
@@ -136,6 +138,21 @@ def test_two_weights_files_do_not_collide(room):
     assert evaluate(room, "--tasks", "speech_tones", models=specs) == 0
     hearing, deaf = (result["scores"]["top1_acc"]["test"]["mean"] for result in measured(room))
     assert hearing > 0.8 and deaf < 0.5
+
+
+def test_audio_at_the_models_own_rate_is_heard_as_soon_as_it_is_there(room):
+    """The score of resampled audio does not stand for it, and it is checked as the rest is."""
+    slow = f"slow_{room.name}"
+    (room / f"{slow}.py").write_text(FAKE_MODULE.replace("sample_rate = 16000", "sample_rate = 8000"))
+    assert evaluate(room, "--tasks", "speech_tones", models=[slow]) == 0
+    folder = room / "tasks" / "speech_tones-v1"
+    copy = resampled_copy(read_task(folder), 8000, room / "8000Hz")
+    (copy / "8000").rename(folder / "8000")
+    assert evaluate(room, "--tasks", "speech_tones", models=[slow]) == 0
+    assert len(list((room / "out" / "pairs").rglob("*.json"))) == 2
+    next((folder / "8000" / "test").iterdir()).unlink()
+    assert evaluate(room, "--tasks", "speech_tones", models=[slow]) == 1
+    assert "8000" in measured(room)[0]["error"]
 
 
 def result(task, mean, model="m"):
