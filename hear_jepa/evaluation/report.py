@@ -18,7 +18,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model under a protocol, its mean and deviation in per cent by task."""
+    """One line of the table: a model under a protocol, its mean and deviation in per cent by task (NaN: of one run)."""
 
     label: str
     protocol: str
@@ -64,7 +64,8 @@ def measured_rows(results: Iterable[PairResult], split: str) -> list[Row]:
         row = rows.setdefault(key, Row(result.model, result.protocol, "", {}))
         if not result.error:
             score: dict[str, Any] = result.scores[result.score][split]
-            row.cells[result.task] = (100 * score["mean"], 100 * score["std"])
+            deviation = score["std"] if len(score["runs"]) > 1 else np.nan
+            row.cells[result.task] = (100 * score["mean"], 100 * deviation)
             sizes.setdefault(key, set()).add(result.embedding_size)
     return [
         Row(row.label, row.protocol, "/".join(map(str, sorted(sizes.get(key, ())))) or MISSING, row.cells)
@@ -112,8 +113,8 @@ def markdown(
     lines += _table_head(header)
     for row in rows:
         means = domain_means({name: mean for name, (mean, _) in row.cells.items()}, tasks)
-        cells = [f"{mean:.1f} ± {std:.1f}" for mean, std in (row.cells.get(t.name, (np.nan,) * 2) for t in tasks)]
-        cells += [f"{means.get(domain, np.nan):.1f}" for domain in domains]
+        cells = [_cell(*row.cells.get(task.name, ())) for task in tasks]
+        cells += [_cell(means.get(domain)) for domain in domains]
         lines.append(_line([row.label, row.protocol, row.size, *cells]))
     failures = [result for result in results if result.error]
     if failures:
@@ -123,9 +124,15 @@ def markdown(
         lines += ["", "Published by others for the same HEAR tasks, with hear-eval-kit; **not measured here**.", ""]
         lines += _table_head(["model", *(task.name for task in tasks), "source"])
         for entry in published:
-            cells = [f"{entry.cells.get(task.name, np.nan):.1f}" for task in tasks]
+            cells = [_cell(entry.cells.get(task.name)) for task in tasks]
             lines.append(_line([entry.label, *cells, entry.source]))
-    return "\n".join(lines).replace("nan ± nan", MISSING).replace(" nan |", f" {MISSING} |") + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _cell(mean: float | None = None, deviation: float = np.nan) -> str:
+    if mean is None:
+        return MISSING
+    return f"{mean:.1f}" if np.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def _table_head(names: list[str]) -> list[str]:
