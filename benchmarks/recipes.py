@@ -43,6 +43,7 @@ RECIPES = {  # the names are file names too
     "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
     "EMA 0.99 to 0.999": "--ema.start 0.99 --ema.end 0.999",
     "12 blocks": "--encoder.depth 12",
+    "predictor of width 64": "--predictor.width 64",
     "warm start": f"--init-from {FIRST_RUN}",
     "input domain, warm start": f"{INPUT} --init-from {FIRST_RUN}",
 }
