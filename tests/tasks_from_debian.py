@@ -92,15 +92,16 @@ def hits(packages: dict[str, Path], kits: Iterable[str], part: str) -> list[Path
     return sorted(audio, key=lambda path: (path.parent.name, path.name))
 
 
-def slug(path: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", f"{path.parent.name}-{path.stem}")
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text)
 
 
 def percussion_kind(packages: dict[str, Path]) -> Iterator[Clip]:
     for fold, kits in KIT_FOLDS.items():
         for part in PARTS:
             for path in spread(hits(packages, kits, part), HITS_A_FOLD):
-                yield Clip(fold, f"{slug(path)}.flac", fit(trim_start(decode(path)), 0.8), [part])
+                stem = slug(f"{path.parent.name}-{path.stem}")
+                yield Clip(fold, f"{stem}.flac", fit(trim_start(decode(path)), 0.8), [part])
 
 
 # --- sound_source: what made the sound; a source recording stays in one fold ----------------------------------
@@ -138,7 +139,7 @@ def sound_source(packages: dict[str, Path]) -> Iterator[Clip]:
         fold_of = {group: FOLDS[(turn + i) % len(FOLDS)] for i, group in enumerate(groups)}
         for row in (row for row in rows if row["label"] == label):
             recording = trim_start(decode(audio[row["source"]]))
-            stem = re.sub(r"[^A-Za-z0-9]+", "_", f"{row['group']}-{Path(row['source']).stem}")
+            stem = slug(f"{row['group']}-{Path(row['source']).stem}")
             for i, piece in enumerate(segments(recording, 1.5, most=3)):
                 yield Clip(fold_of[row["group"]], f"{stem}-{i}.flac", fit(piece, 1.5), [label])
 

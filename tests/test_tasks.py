@@ -14,7 +14,6 @@
 
 import csv
 import json
-import re
 import struct
 import zlib
 from functools import cache
@@ -25,7 +24,7 @@ import pytest
 import soundfile
 import torch
 from debian_audio import SAMPLE_RATE, fit, resource_files, trim_start
-from tasks_from_debian import ENVIRONMENT_TABLE, EVENT_KITS, KIT_FOLDS, TASKS, segments, spread
+from tasks_from_debian import ENVIRONMENT_TABLE, EVENT_KITS, KIT_FOLDS, TASKS, segments, slug, spread
 
 from hear_jepa.evaluation import logmel_stats
 
@@ -126,8 +125,7 @@ def origin(folder: Path, name: str) -> str:
     with ENVIRONMENT_TABLE.open(newline="") as table:
         groups = {row["group"] for row in csv.DictReader(table)}
     known = groups if folder.name.startswith("sound_source") else set().union(*KIT_FOLDS.values())
-    slugs = {re.sub(r"[^A-Za-z0-9]+", "_", text) for text in known}
-    return max((slug for slug in slugs if name.startswith(f"{slug}_")), key=len)
+    return max((text for text in map(slug, known) if name.startswith(f"{text}_")), key=len)
 
 
 @every_scene_task

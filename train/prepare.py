@@ -227,6 +227,13 @@ def _encode(clip: Clip, file: SourceFile) -> EncodedClip | Skipped:
     return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples), sums)
 
 
+def log_totals(manifest: Manifest, out: Path) -> None:
+    """Log the hours and clips of each domain, and how much was skipped."""
+    for name, domain in manifest.domains.items():
+        log.info("%s: %.2f h in %d clips", name, domain["hours"], domain["clips"])
+    log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), out / FILE_NAME)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; a mistake of the user's becomes one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
@@ -247,9 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     except HearJepaError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
-    for name, domain in manifest.domains.items():
-        log.info("%s: %.2f h in %d clips", name, domain["hours"], domain["clips"])
-    log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), Path(arguments.out) / FILE_NAME)
+    log_totals(manifest, Path(arguments.out))
     return 0
 
 

@@ -20,7 +20,7 @@ from hear_jepa.errors import CorpusError, HearJepaError
 from hear_jepa.train.corpora.catalogue import DOMAINS, load_catalogue, select
 from hear_jepa.train.corpora.debian import fetch, write_json, write_mapping
 from hear_jepa.train.manifest import FILE_NAME, Manifest
-from hear_jepa.train.prepare import OtherShardsError, prepare
+from hear_jepa.train.prepare import OtherShardsError, log_totals, prepare
 
 log = logging.getLogger("hear_jepa.train.corpora")
 
@@ -48,9 +48,7 @@ def debian(arguments: argparse.Namespace) -> int:
         raise CorpusError(f"not one of {len(packages)} packages could be had; is `apt-get update` due? First: {reason}")
     write_mapping(packages, records, out / "domains.tsv")
     manifest = make_shards(out, arguments.exclude, arguments.workers)
-    for domain, total in manifest.domains.items():
-        log.info("%s: %.2f h in %d clips", domain, total["hours"], total["clips"])
-    log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), out / "shards" / FILE_NAME)
+    log_totals(manifest, out / "shards")
     for failure in failures:
         log.warning("left out: %s (%s)", failure["package"], failure["reason"])
     if failures:
