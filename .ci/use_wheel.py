@@ -16,7 +16,7 @@ names = {str(path) for path in distribution("hear-jepa").files}
 needed = {
     "hear_jepa/evaluation/published.json",
     "hear_jepa/evaluation/heareval_path/sitecustomize.py",
-    "hear_jepa/train/corpora/debian.json",
+    "hear_jepa/train/corpus/debian.json",
     "hear_jepa/weights/README.md",
 }
 assert needed <= names, needed - names

@@ -23,10 +23,10 @@ import soundfile
 import torch
 
 import hear_jepa
-from hear_jepa.audio_files import read_audio
-from hear_jepa.embed_files import FileEnd, embed_pieces
 from hear_jepa.errors import AudioError
-from hear_jepa.sources import find_sources
+from hear_jepa.files.audio import read_audio
+from hear_jepa.files.embed import FileEnd, embed_pieces
+from hear_jepa.files.find import find_sources
 
 MIB = 2**20
 

@@ -20,9 +20,9 @@ import soundfile
 import torch
 
 from hear_jepa.train.config import PRESETS
-from hear_jepa.train.data import CropStream, DataConfig, crop_stream
+from hear_jepa.train.corpus.prepare import prepare
+from hear_jepa.train.data.sampler import CropStream, DataConfig, crop_stream
 from hear_jepa.train.loop import Run
-from hear_jepa.train.prepare import prepare
 
 LOADERS = {
     "memory": DataConfig(backend="memory"),

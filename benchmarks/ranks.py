@@ -1,6 +1,6 @@
 """Crops per second of `tiny` on a CPU: two ranks of one thread beside one process of two threads, in turns.
 
-    python benchmarks/ranks.py SHARDS
+python benchmarks/ranks.py SHARDS
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hear_jepa.train.record import read_metrics
+from hear_jepa.train.metrics_log import read_metrics
 
 WAYS = {"one process, 2 threads": ("1", "2"), "2 ranks of one thread": ("2", "1")}
 

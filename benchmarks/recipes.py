@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hear_jepa.atomic import atomic_path
+from hear_jepa.disk import atomic_path
 from hear_jepa.evaluation.features import SplitFeatures, embed_clips
 from hear_jepa.evaluation.models import FLOORS, load_spec
 from hear_jepa.evaluation.protocol import fitter, score_fold, subsample

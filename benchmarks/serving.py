@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings
-from hear_jepa.checkpoint import Checkpoint
-from hear_jepa.vit import PATCH, SIZES, ViT, ViTConfig
-from hear_jepa.windows import n_timestamps
+from hear_jepa.model.checkpoint import Checkpoint
+from hear_jepa.model.grid import n_timestamps
+from hear_jepa.model.vit import PATCH, SIZES, ViT, ViTConfig
 
 SECOND = 16000
 WINDOW = 33280  # samples of the trained duration, 2.08 s
@@ -122,8 +122,8 @@ def report_memory(size: str, threads: int) -> None:
     code = f"""
 import resource, torch, warnings
 from hear_jepa import Embedder, get_scene_embeddings
-from hear_jepa.checkpoint import Checkpoint
-from hear_jepa.vit import SIZES, ViT, ViTConfig
+from hear_jepa.model.checkpoint import Checkpoint
+from hear_jepa.model.vit import SIZES, ViT, ViTConfig
 torch.set_num_threads({threads})
 width, depth, heads = SIZES[{size!r}]
 config = ViTConfig(width=width, depth=depth, heads=heads)

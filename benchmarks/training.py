@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from hear_jepa.frontend import FrontEndConfig, LogMel
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
 from hear_jepa.train.config import PRESETS, OptimConfig, TrainConfig
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import draw_masks

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import hear_jepa
-from hear_jepa.sources import find_sources
+from hear_jepa.files.find import find_sources
 
 
 def main(argv: list[str] | None = None) -> int:

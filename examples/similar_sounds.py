@@ -14,7 +14,7 @@ import numpy
 
 import hear_jepa
 from hear_jepa.cli import main as hear_jepa_command
-from hear_jepa.embedding_formats import load_embeddings
+from hear_jepa.files.formats import load_embeddings
 
 
 def search(query: numpy.ndarray, embeddings: numpy.ndarray) -> numpy.ndarray:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hear_jepa.checkpoint import load_checkpoint
-from hear_jepa.embedder import Embedder
 from hear_jepa.errors import AudioError, OptionError
+from hear_jepa.model.checkpoint import load_checkpoint
+from hear_jepa.model.embedder import Embedder
 
 DEFAULT_MODEL = "tiny"
 SUFFIX = ".safetensors"

@@ -7,17 +7,17 @@ import argparse
 import importlib
 import sys
 
+from hear_jepa import __version__
 from hear_jepa.errors import HearJepaError
-from hear_jepa.version import __version__
 
 COMMANDS = {  # name: (module, one line of help)
-    "info": ("hear_jepa.info", "print a checkpoint's configuration, provenance and SHA-256"),
-    "convert": ("hear_jepa.convert", "turn a foreign checkpoint into ours"),
-    "embed": ("hear_jepa.embed_command", "embed files and folders of sound"),
-    "evaluate": ("hear_jepa.evaluation.command", "score models on HEAR-format tasks"),
-    "export": ("hear_jepa.export", "write the model, front end included, for another runtime"),
-    "show": ("hear_jepa.show", "draw what the model hears in one file"),
-    "map": ("hear_jepa.map", "draw a 2-D map of a file of embeddings"),
+    "info": ("hear_jepa.commands.info", "print a checkpoint's configuration, provenance and SHA-256"),
+    "convert": ("hear_jepa.commands.convert", "turn a foreign checkpoint into ours"),
+    "embed": ("hear_jepa.commands.embed", "embed files and folders of sound"),
+    "evaluate": ("hear_jepa.commands.evaluate", "score models on HEAR-format tasks"),
+    "export": ("hear_jepa.commands.export", "write the model, front end included, for another runtime"),
+    "show": ("hear_jepa.commands.show", "draw what the model hears in one file"),
+    "map": ("hear_jepa.commands.map", "draw a 2-D map of a file of embeddings"),
 }
 
 

@@ -7,8 +7,8 @@ import soundfile
 import torch
 
 from hear_jepa import Embedder
-from hear_jepa.checkpoint import Checkpoint
-from hear_jepa.vit import ViT, ViTConfig
+from hear_jepa.model.checkpoint import Checkpoint
+from hear_jepa.model.vit import ViT, ViTConfig
 
 TASKS = Path(__file__).parent / "tasks"
 SMALL = ViTConfig(width=96, depth=3, heads=3)

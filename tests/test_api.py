@@ -18,8 +18,8 @@ import torch
 import hear_jepa
 from hear_jepa import get_scene_embeddings, get_timestamp_embeddings, load_model
 from hear_jepa.api import shipped_models
-from hear_jepa.checkpoint import save_checkpoint
 from hear_jepa.errors import AudioError, CheckpointError, OptionError
+from hear_jepa.model.checkpoint import save_checkpoint
 
 EMBED = [get_scene_embeddings, get_timestamp_embeddings]
 
@@ -143,7 +143,7 @@ def test_audio_on_another_device_is_moved(model, minute, path):
 
 def test_audio_is_moved_to_the_model(path, monkeypatch):
     """To the meta device, which computes shapes alone (and knows no autocast)."""
-    monkeypatch.setattr("hear_jepa.frontend.full_float32", nullcontext)
+    monkeypatch.setattr("hear_jepa.model.front_end.full_float32", nullcontext)
     assert load_model(path).to("meta").spectrogram(torch.zeros(16000), -4, 40).device.type == "meta"
 
 

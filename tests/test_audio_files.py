@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import torch
 
-from hear_jepa.audio_files import find_audio, read_audio, read_blocks, resample, resample_blocks
 from hear_jepa.errors import AudioError
+from hear_jepa.files.audio import find_audio, read_audio, read_blocks, resample, resample_blocks
 
 FFMPEG = shutil.which("ffmpeg")
 

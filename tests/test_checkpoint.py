@@ -18,9 +18,9 @@ from conftest import random_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hear_jepa.checkpoint import ServedConfig, describe, file_sha256, load_checkpoint, save_checkpoint
 from hear_jepa.errors import CheckpointError
-from hear_jepa.frontend import FrontEndConfig
+from hear_jepa.model.checkpoint import ServedConfig, describe, file_sha256, load_checkpoint, save_checkpoint
+from hear_jepa.model.front_end import FrontEndConfig
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import sys
 
 import pytest
 
-from hear_jepa.checkpoint import save_checkpoint
 from hear_jepa.cli import COMMANDS, main
+from hear_jepa.model.checkpoint import save_checkpoint
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -58,6 +58,6 @@ def test_the_installed_command_imports_only_what_it_runs():
     code = "import sys; from hear_jepa.cli import main; main(['info']); print(*sys.modules, file=sys.stderr)"
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     modules = set(ran.stderr.split())
-    assert "hear_jepa.info" in modules
+    assert "hear_jepa.commands.info" in modules
     others = {module for command, (module, _) in COMMANDS.items() if command != "info"}
     assert not modules & (others | {"sklearn", "matplotlib", "pandas"})

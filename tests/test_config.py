@@ -7,9 +7,9 @@ import docstring_parser
 import pytest
 
 from hear_jepa.errors import OptionError
+from hear_jepa.model.vit import ViT
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import PRESETS, EncoderConfig, TrainConfig, differences, to_json
-from hear_jepa.vit import ViT
 
 
 def test_the_preset_paper_is_the_papers_setting():

@@ -16,9 +16,9 @@ import torch
 
 from hear_jepa import get_scene_embeddings, load_model
 from hear_jepa.cli import main
-from hear_jepa.convert import convert
+from hear_jepa.commands.convert import convert
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.frontend import LogMel
+from hear_jepa.model.front_end import LogMel
 
 WIDTH, HEADS, DEPTH = 192, 3, 2
 

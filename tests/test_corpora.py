@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.train.corpora import __main__ as command
-from hear_jepa.train.corpora import debian
-from hear_jepa.train.corpora.catalogue import DOMAINS, SKIP, Package, load_catalogue, select
-from hear_jepa.train.domains import Mapping
+from hear_jepa.train.corpus import __main__ as command
+from hear_jepa.train.corpus import debian
+from hear_jepa.train.corpus.catalogue import DOMAINS, SKIP, Package, load_catalogue, select
+from hear_jepa.train.corpus.domains import Mapping
 
 USED_BY_TESTS = {
     "ktuberling-data",
@@ -226,7 +226,7 @@ def test_missing_tools_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     assert command.main(["debian", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("corpora: apt-get and dpkg-deb not found")
-    assert "hear_jepa.train.prepare" in message
+    assert "hear_jepa.train.corpus.prepare" in message
 
 
 @needs_dpkg

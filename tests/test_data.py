@@ -23,11 +23,11 @@ import soundfile
 import torch
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.frontend import FrontEndConfig, LogMel
-from hear_jepa.train import stream
-from hear_jepa.train.crops import CropRule
-from hear_jepa.train.data import DataConfig, corpus_statistics, crop_stream
-from hear_jepa.train.prepare import prepare
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
+from hear_jepa.train.corpus.prepare import prepare
+from hear_jepa.train.data import stream
+from hear_jepa.train.data.crops import CropRule
+from hear_jepa.train.data.sampler import DataConfig, corpus_statistics, crop_stream
 
 RATE = 16000
 SAMPLES = 33520  # of 208 frames

@@ -18,17 +18,20 @@ import numpy
 import pytest
 import soundfile
 
-from hear_jepa import embed_command, get_scene_embeddings, get_timestamp_embeddings, load_model
-from hear_jepa.audio_files import read_audio
-from hear_jepa.checkpoint import save_checkpoint
+from hear_jepa import get_scene_embeddings, get_timestamp_embeddings, load_model
 from hear_jepa.cli import main
-from hear_jepa.embedding_formats import load_embeddings
-from hear_jepa.embedding_store import EmbeddingStore
+from hear_jepa.commands import embed as embed_command
+from hear_jepa.files.audio import read_audio
+from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.store import EmbeddingStore
+from hear_jepa.model.checkpoint import save_checkpoint
 
 KILLED_RUN = """
 import json, os, signal, sys
-from hear_jepa import cli, embedding_store, embedding_formats
-from hear_jepa.embedding_store import EmbeddingStore
+from hear_jepa import cli
+from hear_jepa.files import formats as embedding_formats
+from hear_jepa.files import store as embedding_store
+from hear_jepa.files.store import EmbeddingStore
 
 where, after = sys.argv[1], int(sys.argv[2])
 def die(*_):

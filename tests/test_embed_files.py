@@ -15,8 +15,8 @@ import soundfile
 import torch
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings
-from hear_jepa.audio_files import read_audio
 from hear_jepa.errors import AudioError, OptionError
+from hear_jepa.files.audio import read_audio
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 FORMATS = [  # suffix, rate, channels, samples

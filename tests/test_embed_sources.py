@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hear_jepa.errors import OptionError
-from hear_jepa.sources import find_sources
+from hear_jepa.files.find import find_sources
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings
-from hear_jepa.windows import HOPS_MS, n_timestamps
+from hear_jepa.model.grid import HOPS_MS, n_timestamps
 
 EXACT = dict(rtol=0, atol=1e-5)
 
@@ -193,7 +193,7 @@ import resource, sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import random_checkpoint
 from hear_jepa import Embedder, get_scene_embeddings
-from hear_jepa.vit import ViTConfig
+from hear_jepa.model.vit import ViTConfig
 torch.set_num_threads(1)
 model = Embedder(random_checkpoint(ViTConfig(width=384, depth=1, heads=6)))
 get_scene_embeddings(torch.randn(1, 640000) / 10, model)

@@ -107,7 +107,8 @@ def test_remedies_act_in_the_tools_alone():
     printed = subprocess.run(
         [sys.executable, "-m", "hear_jepa.evaluation.hear_protocol"], capture_output=True, text=True, check=True
     )
-    environment = dict(os.environ, PYTHONPATH=printed.stdout.strip())
+    path = [printed.stdout.strip(), os.environ.get("PYTHONPATH", "")]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
 
     def stubbed(*arguments):
         code = "import sys; print(hasattr(sys.modules.get('tensorflow'), 'Module'))"

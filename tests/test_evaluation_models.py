@@ -19,13 +19,13 @@ import torch
 from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
 from hear_jepa import Embedder
-from hear_jepa.checkpoint import ServedConfig
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.features import embed_split
 from hear_jepa.evaluation.logmel_stats import LogMelStats
 from hear_jepa.evaluation.models import ModelSpec, load_spec, loaded_module, parse_spec
 from hear_jepa.evaluation.tasks import read_task
-from hear_jepa.frontend import FrontEndConfig
+from hear_jepa.model.checkpoint import ServedConfig
+from hear_jepa.model.front_end import FrontEndConfig
 
 
 @pytest.fixture

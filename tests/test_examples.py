@@ -11,7 +11,7 @@ import numpy
 import pytest
 import soundfile
 
-from hear_jepa.checkpoint import save_checkpoint
+from hear_jepa.model.checkpoint import save_checkpoint
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

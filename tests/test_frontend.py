@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hear_jepa.frontend import FrontEndConfig, LogMel, full_float32
+from hear_jepa.model.front_end import FrontEndConfig, LogMel, full_float32
 
 
 def test_it_is_the_definition(recordings):

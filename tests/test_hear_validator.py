@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hear_jepa.evaluation
-from hear_jepa.checkpoint import save_checkpoint
+from hear_jepa.model.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("hearvalidator") is None, reason="hearvalidator is not installed (`make test` does it)"
@@ -25,7 +25,7 @@ def test_hear_validator_passes(which, tmp_path, checkpoint):
     code = "from hearvalidator.validate import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code, "hear_jepa", *model, "-d", "cpu"],
-        env=os.environ | {"PYTHONPATH": str(STUBS)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(STUBS), os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
         capture_output=True,
         text=True,

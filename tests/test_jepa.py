@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hear_jepa.model.vit import ViTConfig, patchify, take
 from hear_jepa.train.centring import PositionMean
 from hear_jepa.train.jepa import JEPA, TargetConfig
 from hear_jepa.train.losses import LossConfig, normalise, prediction_loss, variance_covariance
 from hear_jepa.train.masking import Mask, MaskConfig, draw_masks
 from hear_jepa.train.predictor import PredictorConfig
-from hear_jepa.vit import ViTConfig, patchify, take
 
 ENCODER = ViTConfig(width=32, depth=3, heads=2, n_time_patches=4)
 PREDICTOR = PredictorConfig(width=16, depth=2, heads=2)
@@ -128,9 +128,7 @@ def test_centring_takes_out_each_positions_running_mean():
     assert centre(embeddings, indices).equal(embeddings)  # nothing is known yet
     centre.update()
     assert centre.mean.equal(torch.tensor([[2.0, 3.0], [2.0, 2.0], [4.0, 4.0], [0.0, 0.0]]))  # position 3: never seen
-    assert centre(embeddings, indices).equal(
-        torch.tensor([[[-1.0, -2.0], [0.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]]])
-    )
+    assert centre(embeddings, indices).equal(torch.tensor([[[-1.0, -2.0], [0.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]]]))
     centre.forget()  # that step was not taken
     centre(torch.zeros(1, 2, 2), indices[:1])  # two micro-batches of one step
     centre(torch.zeros(1, 2, 2), indices[1:])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hear_jepa.checkpoint import ServedConfig
-from hear_jepa.frontend import FrontEndConfig
-from hear_jepa.train.monitor import collapse_statistics, is_collapsed, probe, rank_me, snapshot
-from hear_jepa.vit import ViT, ViTConfig
+from hear_jepa.model.checkpoint import ServedConfig
+from hear_jepa.model.front_end import FrontEndConfig
+from hear_jepa.model.vit import ViT, ViTConfig
+from hear_jepa.train.collapse import collapse_statistics, is_collapsed, probe, rank_me, snapshot
 
 CONFIG = ViTConfig(width=64, depth=2, heads=2, n_time_patches=4)
 

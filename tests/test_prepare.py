@@ -24,11 +24,11 @@ import soundfile
 import torch
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.frontend import FrontEndConfig, LogMel
-from hear_jepa.train.domains import Mapping
-from hear_jepa.train.journal import Corpus
-from hear_jepa.train.prepare import main, prepare
-from hear_jepa.train.shards import ShardWriter
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
+from hear_jepa.train.corpus.domains import Mapping
+from hear_jepa.train.corpus.journal import Corpus
+from hear_jepa.train.corpus.prepare import main, prepare
+from hear_jepa.train.data.shards import ShardWriter
 
 RATE = 16000
 

@@ -16,11 +16,11 @@ import soundfile
 import torch
 
 from hear_jepa import Embedder
-from hear_jepa.checkpoint import save_checkpoint
 from hear_jepa.cli import main
+from hear_jepa.commands.map import project, read_labels
+from hear_jepa.commands.show import draw, excerpt, mel_ticks, patch_colours, self_similarity
 from hear_jepa.errors import OptionError
-from hear_jepa.map import project, read_labels
-from hear_jepa.show import draw, excerpt, mel_ticks, patch_colours, self_similarity
+from hear_jepa.model.checkpoint import save_checkpoint
 
 pytest.importorskip("matplotlib")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hear_jepa import Embedder, get_timestamp_embeddings
-from hear_jepa.audio_files import resample
 from hear_jepa.errors import AudioError
-from hear_jepa.streaming import WindowStream
-from hear_jepa.windows import plan
+from hear_jepa.files.audio import resample
+from hear_jepa.files.live import WindowStream
+from hear_jepa.model.grid import plan
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 LENGTHS = [1, 79, 80, 1199, 1200, 3760, 3761, 16000, 33279, 33280, 33281, 16000 * 7 + 13]

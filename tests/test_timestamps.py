@@ -10,7 +10,7 @@
 import pytest
 import torch
 
-from hear_jepa.windows import CENTRE_MS, FRAME_MS, HOPS_MS, first_centre_ms, n_timestamps, plan, timestamps_ms
+from hear_jepa.model.grid import CENTRE_MS, FRAME_MS, HOPS_MS, first_centre_ms, n_timestamps, plan, timestamps_ms
 
 COLUMNS = 13
 SAMPLES = sorted(

@@ -25,10 +25,10 @@ import pytest
 import torch
 
 import hear_jepa
-from hear_jepa.checkpoint import load_checkpoint
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
+from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.train import loop
-from hear_jepa.train import state as state_module
+from hear_jepa.train import run_state as state_module
 from hear_jepa.train.config import (
     ComputeConfig,
     EmaConfig,
@@ -37,12 +37,12 @@ from hear_jepa.train.config import (
     OptimConfig,
     TrainConfig,
 )
-from hear_jepa.train.data import CropStream, DataConfig
+from hear_jepa.train.data.sampler import CropStream, DataConfig
 from hear_jepa.train.jepa import TargetConfig
 from hear_jepa.train.masking import MaskConfig
+from hear_jepa.train.metrics_log import read_metrics
 from hear_jepa.train.predictor import PredictorConfig
-from hear_jepa.train.record import read_metrics
-from hear_jepa.train.state import BEST, LATEST
+from hear_jepa.train.run_state import BEST, LATEST
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hear_jepa.vit import SIZES, Attention, ViT, ViTConfig, patchify, sine_cosine_positions
+from hear_jepa.model.vit import SIZES, Attention, ViT, ViTConfig, patchify, sine_cosine_positions
 
 CONFIG = ViTConfig(width=48, depth=3, heads=3)
 

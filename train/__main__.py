@@ -1,6 +1,6 @@
 """Pretrain an encoder.
 
-    python -m hear_jepa.train.prepare MUSIC/ SPEECH/ --out shards
+    python -m hear_jepa.train.corpus.prepare MUSIC/ SPEECH/ --out shards
     python -m hear_jepa.train tiny --data.source shards                            # two CPU cores
     python -m hear_jepa.train tiny --data.source shards --out runs/tiny --resume   # after a kill
     torchrun --nproc-per-node 8 -m hear_jepa.train paper --data.source shards      # 8 GPUs
@@ -16,8 +16,8 @@ import tyro
 
 from hear_jepa.errors import HearJepaError
 from hear_jepa.train.config import PRESETS, TrainConfig
-from hear_jepa.train.distribution import spread_over_cpu
 from hear_jepa.train.loop import train
+from hear_jepa.train.ranks import spread_over_cpu
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hear_jepa.errors import OptionError
-from hear_jepa.train.data import DataConfig
+from hear_jepa.model.vit import PATCH, ViTConfig
+from hear_jepa.train.data.sampler import DataConfig
 from hear_jepa.train.jepa import TargetConfig
 from hear_jepa.train.losses import LossConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.predictor import PredictorConfig
-from hear_jepa.vit import PATCH, ViTConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hear_jepa.errors import OptionError
+from hear_jepa.model.vit import ViT, ViTConfig, patchify, take
 from hear_jepa.train.centring import PositionMean
 from hear_jepa.train.losses import LossConfig, normalise, prediction_loss, variance_covariance
 from hear_jepa.train.masking import Mask
 from hear_jepa.train.predictor import PredictorConfig, build_predictor
-from hear_jepa.vit import ViT, ViTConfig, patchify, take
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hear_jepa.atomic import atomic_path
-from hear_jepa.checkpoint import Checkpoint, ServedConfig, load_checkpoint, save_checkpoint
+from hear_jepa import __version__
+from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
-from hear_jepa.frontend import FrontEndConfig, LogMel
-from hear_jepa.train import monitor
+from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, load_checkpoint, save_checkpoint
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
+from hear_jepa.train import collapse as monitor
 from hear_jepa.train.config import TrainConfig, to_json
-from hear_jepa.train.data import CropStream, corpus_statistics, crop_stream
-from hear_jepa.train.distribution import Ranks, start_ranks, stop_ranks
+from hear_jepa.train.data.sampler import CropStream, corpus_statistics, crop_stream
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import Mask, draw_masks
+from hear_jepa.train.metrics_log import Record
 from hear_jepa.train.optimisation import AUTOCAST, Optimiser
-from hear_jepa.train.record import Record
-from hear_jepa.train.report import draw_masks_picture, draw_report
+from hear_jepa.train.plots import draw_masks_picture, draw_report
+from hear_jepa.train.ranks import Ranks, start_ranks, stop_ranks
+from hear_jepa.train.run_state import BEST, LATEST, StopRequest, load_state, save_state, stop_on_signals
 from hear_jepa.train.schedules import interpolate, warmup_cosine
-from hear_jepa.train.state import BEST, LATEST, StopRequest, load_state, save_state, stop_on_signals
-from hear_jepa.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,7 @@ class Run:
             self._warm_start(config.init_from)
         self.jepa.to(self.ranks.device)
         self.jepa.context_encoder.gradient_checkpointing = config.compute.gradient_checkpointing
-        self.optimiser = Optimiser(
-            self.jepa.trained_parameters(), config.optim, config.compute, self.ranks.device
-        )
+        self.optimiser = Optimiser(self.jepa.trained_parameters(), config.optim, config.compute, self.ranks.device)
         self.step, extra = 0, {}
         if config.resume:
             self.step, extra = load_state(config.out / LATEST, config, self.jepa, self.optimiser)

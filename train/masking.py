@@ -1,7 +1,7 @@
 """The three masking strategies of the paper (figure 1), as pure functions of a generator.
 
 Each returns a `Mask`: which patches of a crop are context and which are targets, as token indices (time-major, see
-`hear_jepa.vit`) of one length for the whole batch. Context and targets never share a patch.
+`hear_jepa.model.vit`) of one length for the whole batch. Context and targets never share a patch.
 """
 
 from dataclasses import dataclass

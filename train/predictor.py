@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hear_jepa.vit import Block, ViTConfig, initialise, sine_cosine_positions, take
+from hear_jepa.model.vit import Block, ViTConfig, initialise, sine_cosine_positions, take
 
 
 @dataclass(frozen=True)

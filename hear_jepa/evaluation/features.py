@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hear_jepa.atomic import atomic_path
+from hear_jepa.disk import atomic_path
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.models import LoadedModel
 from hear_jepa.evaluation.tasks import Clip, Task

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hear_jepa.frontend import LogMel
+from hear_jepa.model.front_end import LogMel
 
 WINDOW_MS = 160  # of a timestamp embedding: a column of patches
 FRAME_MS = 10

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hear_jepa import __version__
 from hear_jepa.errors import OptionError
-from hear_jepa.version import __version__
 
 FLOORS = {
     "logmel-stats": "hear_jepa.evaluation.logmel_stats",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hear_jepa.atomic import atomic_path
+from hear_jepa.disk import atomic_path
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.hear_protocol import run_heareval
 from hear_jepa.evaluation.models import LoadedModel, ModelSpec, load_spec

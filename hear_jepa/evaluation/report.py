@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hear_jepa.atomic import atomic_path
+from hear_jepa.disk import atomic_path
 from hear_jepa.evaluation.pairs import PairResult
 from hear_jepa.evaluation.tasks import DOMAINS, Task
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 import hear_jepa
 from hear_jepa.api import checkpoint_file
-from hear_jepa.checkpoint import load_checkpoint
-from hear_jepa.embedder import Embedder
-from hear_jepa.vit import ViT
+from hear_jepa.model.checkpoint import load_checkpoint
+from hear_jepa.model.embedder import Embedder
+from hear_jepa.model.vit import ViT
 
 SEED = 0
 

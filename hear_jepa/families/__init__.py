@@ -1,0 +1,1 @@
+"""Public families of foreign checkpoints, one file a family."""

@@ -1,0 +1,308 @@
+"""Files -> embeddings: decoded by workers while the model computes, and encoded in batches that many files share.
+
+Each worker decodes one file at a time, a few seconds at once, and queues the windows of its spectrogram. The caller's
+thread encodes them, those of one length together, whichever file they come from. What is in memory is bounded by
+`batch_s` and the number of workers, not by the length or the number of the files.
+"""
+
+import logging
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from hear_jepa.errors import AudioError, OptionError
+from hear_jepa.files.audio import AudioReader
+from hear_jepa.files.live import TimestampOrder, WindowStream, centres_ms
+from hear_jepa.model.embedder import Embedder
+from hear_jepa.model.grid import COLUMN_MS, Window
+
+KINDS = ("scene", "timestamps")
+CHANNELS = ("mix", "separate")
+BATCH_S = 32.0
+WORKERS = 2
+BLOCK_S = 8.0  # of sound decoded at once …
+BLOCK_VALUES = 2**21  # … and never more samples than this: 8 MiB, whatever rate and channels a header claims
+SILENCE = 1e-5  # peak (-100 dB, a third of a 16-bit step) under which a file counts as silent
+WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
+QUEUED = 32  # events a worker may be ahead: about a batch, so that decoding goes on while one is encoded
+POLL_S = 0.1
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New embeddings [n, size], float32, of one channel of a file, which follow those of its earlier pieces."""
+
+    path: Path
+    channel: int
+    embeddings: numpy.ndarray
+
+
+@dataclass(frozen=True)
+class FileEnd:
+    """A file is finished: all its pieces were given, or `error` says why it has none that count."""
+
+    path: Path
+    error: str | None = None
+    n_channels: int = 0
+    duration_s: float = 0.0
+    n_samples: int = 0  # of one channel, at the model's rate
+
+
+@dataclass
+class Embedded:
+    """A file and its embeddings, one array a channel; none, but a reason, for a file that could not be embedded.
+
+    `embeddings`: float32 [size] (scene) or [n, size] (timestamps), whose centres, in ms, are `timestamps_ms` [n].
+    """
+
+    path: Path
+    embeddings: list[numpy.ndarray] = field(default_factory=list)
+    timestamps_ms: numpy.ndarray | None = None
+    duration_s: float = 0.0
+    error: str | None = None
+
+
+def embed_files(embedder: Embedder, paths: Iterable[str | Path], kind: str = "scene", **options) -> Iterator[Embedded]:
+    """Yield every file as soon as it is done, failed ones too; options as for `embed_pieces`."""
+    pieces: dict[Path, dict[int, list[numpy.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for event in embed_pieces(embedder, paths, kind, **options):
+        if isinstance(event, Piece):
+            pieces[event.path][event.channel].append(event.embeddings)
+            continue
+        channels = pieces.pop(event.path, {})
+        if event.error is not None:
+            yield Embedded(event.path, error=event.error)
+            continue
+        joined = [numpy.concatenate(channels[channel]) for channel in range(event.n_channels)]
+        if kind == "scene":
+            yield Embedded(event.path, [rows[0] for rows in joined], None, event.duration_s)
+        else:
+            centres = centres_ms(event.n_samples, embedder.hop_ms, 0, len(joined[0])).numpy()
+            yield Embedded(event.path, joined, centres, event.duration_s)
+
+
+def embed_pieces(
+    embedder: Embedder,
+    paths: Iterable[str | Path],
+    kind: str = "scene",
+    channels: str = "mix",
+    batch_s: float = BATCH_S,
+    workers: int = WORKERS,
+) -> Iterator[Piece | FileEnd]:
+    """Embed files, a `FileEnd` after the pieces of each; the pieces of several files come interleaved.
+
+    paths: each is embedded once, however often it is named;
+    kind: "scene" (one piece of one row a channel) or "timestamps", every `embedder.hop_ms`;
+    channels: "mix" them to one, or embed each separately; batch_s: seconds of sound encoded at once;
+    workers: threads that decode. A file that cannot be read, is empty, silent, or holds NaN ends with an error
+    and stops nothing. Raises OptionError for a bad option.
+    """
+    if kind not in KINDS:
+        raise OptionError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if channels not in CHANNELS:
+        raise OptionError(f"channels must be one of {', '.join(CHANNELS)}, not {channels!r}")
+    if not batch_s > 0:
+        raise OptionError(f"the seconds of a batch must be more than 0, not {batch_s}")
+    if workers < 1:
+        raise OptionError(f"there must be at least one worker, not {workers}")
+    encoder = _Encoder(embedder, batch_s, _Scene if kind == "scene" else _Timestamps)
+    with _decoded(embedder, paths, embedder.hop_of(kind), channels == "separate", workers) as events:
+        for event in events:
+            yield from encoder.add(event)
+    yield from encoder.flush()
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Some windows of one channel of a file, and their log-mels."""
+
+    path: Path
+    channel: int
+    windows: list[tuple[Window, Tensor]]
+
+
+@contextmanager
+def _decoded(
+    embedder: Embedder, paths: Iterable[str | Path], hop_ms: int, separate: bool, workers: int
+) -> Iterator[Iterator[_Windows | FileEnd]]:
+    """Decode in threads; the events of one file come in order. Leaving the context ends the threads."""
+    todo, lock, stop = iter(dict.fromkeys(map(Path, paths))), threading.Lock(), threading.Event()
+    events: queue.Queue = queue.Queue(maxsize=QUEUED * workers)
+
+    def put(event) -> None:
+        while not stop.is_set():
+            try:
+                return events.put(event, timeout=POLL_S)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def work() -> None:
+        try:
+            while True:
+                with lock:
+                    path = next(todo, None)
+                if path is None:
+                    return put(None)
+                for event in _decode(embedder, path, hop_ms, separate):
+                    put(event)
+        except _Stopped:
+            return
+
+    def received() -> Iterator[_Windows | FileEnd]:
+        running = workers
+        while running:
+            event = events.get()
+            if event is None:
+                running -= 1
+            else:
+                yield event
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield received()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+class _Stopped(Exception):
+    """The caller has gone."""
+
+
+@torch.no_grad()
+def _decode(embedder: Embedder, path: Path, hop_ms: int, separate: bool) -> Iterator[_Windows | FileEnd]:
+    """The windows of every channel of a file, then its end."""
+    try:
+        with AudioReader(path) as reader:
+            streams = [WindowStream(embedder, hop_ms) for _ in range(reader.channels if separate else 1)]
+            block_s = min(BLOCK_S, BLOCK_VALUES / (reader.rate * reader.channels))
+            peak = 0.0
+            for block in reader.blocks(block_s, embedder.sample_rate, mono=not separate):
+                if not torch.isfinite(block).all():
+                    start, length = streams[0].n_samples / embedder.sample_rate, block.shape[1] / embedder.sample_rate
+                    raise AudioError(f"NaN or infinite samples between {start:.1f} and {start + length:.1f} s")
+                peak = max(peak, block.abs().max().item()) if block.numel() else peak
+                for channel, stream in enumerate(streams):
+                    yield _Windows(path, channel, stream.feed(block[channel]))
+            if peak < SILENCE:
+                raise AudioError("silent: no sample is above -100 dB")
+            for channel, stream in enumerate(streams):
+                yield _Windows(path, channel, stream.finish())
+        n_samples = streams[0].n_samples
+        yield FileEnd(path, None, len(streams), n_samples / embedder.sample_rate, n_samples)
+    except Exception as error:  # one bad file never stops the run, whatever its decoder throws
+        if not isinstance(error, AudioError):
+            _logger.debug("decoding %s", path, exc_info=True)
+        reason = str(error) if isinstance(error, AudioError) else f"{type(error).__name__}: {error}"
+        yield FileEnd(path, reason.removeprefix(f"{path}: "))
+
+
+class _Scene:
+    """Mean of the columns of one channel, summed in float64."""
+
+    def __init__(self):
+        self._sum, self._count = 0.0, 0
+
+    def add(self, window: Window, columns: Tensor) -> numpy.ndarray | None:
+        self._sum = self._sum + columns.sum(0, dtype=torch.float64).numpy()
+        self._count += len(columns)
+        return None
+
+    def end(self) -> numpy.ndarray | None:
+        return (self._sum / self._count).astype(numpy.float32)[None]
+
+
+class _Timestamps:
+    """The columns of one channel in order of time, given on at once."""
+
+    def __init__(self):
+        self._order = TimestampOrder()
+
+    def add(self, window: Window, columns: Tensor) -> numpy.ndarray | None:
+        embeddings = self._order.add(window, columns)
+        return None if embeddings is None else embeddings.numpy()
+
+    def end(self) -> numpy.ndarray | None:
+        return None
+
+
+@dataclass
+class _OpenFile:
+    """A file between its first window and its end."""
+
+    channels: dict[int, _Scene | _Timestamps] = field(default_factory=dict)
+    waiting: int = 0  # windows not yet encoded
+    end: FileEnd | None = None
+
+
+class _Encoder:
+    """Collects windows until a batch of one length is full, encodes it, and hands each file its own."""
+
+    def __init__(self, embedder: Embedder, batch_s: float, collector: type[_Scene] | type[_Timestamps]):
+        self._embedder = embedder
+        self._batch_columns = batch_s * 1000 / COLUMN_MS
+        self._collector = collector
+        self._files: dict[Path, _OpenFile] = defaultdict(_OpenFile)
+        self._bins: dict[int, list[tuple[Path, int, Window, Tensor]]] = defaultdict(list)  # by number of columns
+
+    def add(self, event: _Windows | FileEnd) -> Iterator[Piece | FileEnd]:
+        file = self._files[event.path]
+        if isinstance(event, FileEnd):
+            file.end = event
+            yield from self._close_if_done(event.path)
+            return
+        file.channels.setdefault(event.channel, self._collector())
+        for window, spectrogram in event.windows:
+            file.waiting += 1
+            waiting = self._bins[window.n_columns]
+            waiting.append((event.path, event.channel, window, spectrogram))
+            if len(waiting) * window.n_columns >= self._batch_columns:
+                yield from self._encode(window.n_columns)
+        while self._waiting_columns() >= WAITING_BATCHES * self._batch_columns:
+            yield from self._encode(max(self._bins, key=lambda length: length * len(self._bins[length])))
+
+    def flush(self) -> Iterator[Piece | FileEnd]:
+        """Encode what is left."""
+        for length in sorted(self._bins):
+            yield from self._encode(length)
+
+    def _waiting_columns(self) -> int:
+        return sum(length * len(waiting) for length, waiting in self._bins.items())
+
+    def _encode(self, length: int) -> Iterator[Piece | FileEnd]:
+        batch = self._bins.pop(length)
+        encoded = self._embedder.encode_windows(torch.stack([spectrogram for *_, spectrogram in batch])).cpu()
+        for (path, channel, window, _), columns in zip(batch, encoded, strict=True):
+            file = self._files[path]
+            file.waiting -= 1
+            embeddings = file.channels[channel].add(window, columns[window.first_new :])
+            if embeddings is not None:
+                yield Piece(path, channel, embeddings)
+        for path in dict.fromkeys(path for path, *_ in batch):
+            yield from self._close_if_done(path)
+
+    def _close_if_done(self, path: Path) -> Iterator[Piece | FileEnd]:
+        file = self._files[path]
+        if file.end is None or file.waiting:
+            return
+        del self._files[path]
+        if file.end.error is None:
+            for channel, collector in file.channels.items():
+                embeddings = collector.end()
+                if embeddings is not None:
+                    yield Piece(path, channel, embeddings)
+        yield file.end

@@ -1,0 +1,1 @@
+"""The model: how sound is cut, heard, encoded and pooled."""

@@ -1,0 +1,100 @@
+"""A sound file -> clips worth training on: 16 kHz mono 16 bit, at most 30 s long, neither silent nor clipped away."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hear_jepa.errors import AudioError
+from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
+
+SHORTEST_S = 0.25
+LONGEST_S = 30.0
+SILENCE = 10 ** (-60 / 20)  # peak, relative to full scale, after the offset is removed
+CLIPPED_SHARE = 0.5  # of samples at full scale: nothing of the sound is left
+FULL_SCALE = 0.99
+
+
+@dataclass(frozen=True)
+class Clip:
+    """At most 30 s of a file: `samples` int16 [n], starting `start_s` seconds into it."""
+
+    samples: np.ndarray
+    start_s: float
+
+    @property
+    def key(self) -> str:
+        """A name made of the content, so that equal names mean exact duplicates."""
+        return hashlib.sha256(self.samples.astype("<i2").tobytes()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file, or a part of one, that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+def clips_of(path: Path, name: str) -> Iterator[Clip | Skipped]:
+    """Yield the usable clips of a file, in order, and a Skipped named `name` for what is not usable."""
+    try:
+        pieces = list(_pieces(path))
+    except (AudioError, OSError, RuntimeError) as error:
+        yield Skipped(name, f"unreadable: {str(error).removeprefix(f'{path}: ')}")
+        return
+    for index, audio in enumerate(pieces):
+        start_s = index * LONGEST_S
+        if reason := unusable(audio):
+            yield Skipped(name if len(pieces) == 1 else f"{name} from {start_s:g} s", reason)
+        else:
+            yield Clip(to_int16(audio), start_s)
+
+
+def unusable(audio: np.ndarray) -> str:
+    """Say why float32 [samples] at 16 kHz must not be trained on; empty where nothing is wrong with it."""
+    if len(audio) < SHORTEST_S * SAMPLE_RATE:
+        return f"shorter than {SHORTEST_S:g} s"
+    if not np.isfinite(audio).all():
+        return "not finite: NaN or infinite samples"
+    if np.abs(audio - audio.mean()).max() < SILENCE:
+        return "silent: peak below -60 dB of full scale"
+    if (np.abs(audio) >= FULL_SCALE).mean() > CLIPPED_SHARE:
+        return "clipped: most samples are at full scale"
+    return ""
+
+
+def to_int16(audio: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1] -> int16; exact for what came from 16-bit samples."""
+    return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def log_mel_sums(samples: np.ndarray) -> tuple[int, float, float]:
+    """int16 [n] -> (values, sum, sum of squares) of the unstandardised log-mel, to add up over a corpus."""
+    with torch.inference_mode():
+        audio = torch.from_numpy(samples.astype(np.float32) / 32768.0)
+        values = _unstandardised_log_mel()(audio[None]).double()
+    return values.numel(), values.sum().item(), values.square().sum().item()
+
+
+@lru_cache(maxsize=1)
+def _unstandardised_log_mel() -> LogMel:
+    return LogMel(FrontEndConfig(mean=0.0, std=1.0))
+
+
+def _pieces(path: Path) -> Iterator[np.ndarray]:
+    """Cut the decoded blocks, whatever their lengths, into float32 pieces of 30 s and a remainder."""
+    length = int(LONGEST_S * SAMPLE_RATE)
+    pending = np.zeros(0, dtype=np.float32)
+    for block in read_blocks(path, block_s=LONGEST_S, mono=True):
+        pending = np.concatenate([pending, block[0].numpy()])
+        while len(pending) >= length:
+            yield pending[:length]
+            pending = pending[length:]
+    if len(pending):
+        yield pending

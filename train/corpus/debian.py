@@ -1,0 +1,188 @@
+"""Debian packages -> a folder of their audio and a record of where each file came from. No root, nothing installed.
+
+    OUT/debs/       the downloads, as apt verified them
+    OUT/audio/      PACKAGE/path/inside/the/package, audio only, with PACKAGE/copyright beside it
+    OUT/packages/   PACKAGE.json: version, SHA-256 of the download, every audio file with its size
+
+Each stage is taken up where it stopped: a package whose audio agrees with its record is not touched again, a download
+that is complete is not repeated. What was half unpacked is unpacked anew.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from hear_jepa.errors import CorpusError
+from hear_jepa.train.corpus.catalogue import Package
+
+log = logging.getLogger(__name__)
+
+SAMPLED = frozenset([".aif", ".aiff", ".au", ".flac", ".g722", ".gsm", ".mp3", ".oga", ".ogg", ".opus", ".voc", ".wav"])
+TRACKER = frozenset([".it", ".mod", ".s3m", ".xm"])  # scores with their samples inside
+ARCHIVES = frozenset([".pk3", ".pk4", ".zip"])
+NEEDED = ("apt-get", "dpkg-deb")
+
+
+def require_tools() -> None:
+    """Raise `CorpusError` where apt-get or dpkg-deb is missing."""
+    missing = [tool for tool in NEEDED if shutil.which(tool) is None]
+    if missing:
+        raise CorpusError(
+            f"{' and '.join(missing)} not found: this recipe takes its audio from Debian packages. Run it on Debian or "
+            "Ubuntu (a container will do), or train on your own audio: python -m hear_jepa.train.corpus.prepare --help"
+        )
+
+
+def is_audio(path: str | PurePosixPath) -> bool:
+    """Whether the file's name is that of audio."""
+    return PurePosixPath(path).suffix.lower() in SAMPLED | TRACKER
+
+
+def fetch(packages: Iterable[Package], out: Path) -> tuple[list[dict], list[dict]]:
+    """Download and unpack `packages` under `out`; a package that fails does not stop the rest.
+
+    Returns (records, failures): a record as in OUT/packages/PACKAGE.json, a failure {"package", "reason"}. Raises
+    `CorpusError` where apt-get or dpkg-deb is missing and needed.
+    """
+    records, failures = [], []
+    for package in tqdm(list(packages), desc="packages", unit="package"):
+        record = finished_record(package.package, out)
+        try:
+            if record is None:
+                require_tools()
+                record = unpack(package.package, download(package.package, out / "debs"), out)
+            records.append(record)
+        except (OSError, RuntimeError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+            failures.append({"package": package.package, "reason": reason_of(error)})
+            log.warning("%s left out: %s", package.package, failures[-1]["reason"])
+    return records, failures
+
+
+class PackageFailed(RuntimeError):
+    """One package cannot be had; the others can."""
+
+
+def reason_of(error: Exception) -> str:
+    """One line: of what a tool printed, its first error (apt adds advice after it), else the exception's own words."""
+    lines = (getattr(error, "stderr", None) or str(error) or repr(error)).strip().splitlines()
+    return next((line for line in lines if line.startswith("E: ")), lines[-1])
+
+
+def finished_record(name: str, out: Path) -> dict | None:
+    """The record of a package that is already unpacked, if every audio file it lists is there at its full size."""
+    path = out / "packages" / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {(out / "audio" / name / file["path"]).stat().st_size == file["bytes"] for file in record["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if False not in sizes else None
+
+
+def download(name: str, folder: Path) -> Path:
+    """Fetch the version of the package that apt offers now; a download already there is verified, not repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    offered, sha256 = offer(name)
+    deb = folder / offered
+    if deb.is_file() and sha256 is not None and digest(deb) == sha256:
+        return deb
+    deb.unlink(missing_ok=True)
+    run("apt-get", "-q", "download", name, cwd=folder)
+    if not deb.is_file():
+        raise PackageFailed(f"apt-get did not leave {offered}")
+    return deb
+
+
+def offer(name: str) -> tuple[str, str | None]:
+    """The file that `apt-get download` would fetch, and its SHA-256 where apt knows it."""
+    with tempfile.TemporaryDirectory() as empty:  # apt says nothing of a file that is already there
+        answer = run("apt-get", "--print-uris", "download", name, cwd=Path(empty))
+    found = re.search(r"^'[^']+' (\S+\.deb) \d+ ?(?:SHA256:([0-9a-f]{64}))?", answer, re.MULTILINE)
+    if found is None:
+        raise PackageFailed("the archive does not offer it; is `apt-get update` due?")
+    return found[1], found[2]
+
+
+def unpack(name: str, deb: Path, out: Path) -> dict:
+    """Keep the audio of the package under OUT/audio/NAME and write its record, both in one move each."""
+    audio, staging, tree = (out / "audio" / folder for folder in (name, f".{name}.partial", f".{name}.tree"))
+    for leftover in (audio, staging, tree):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir(parents=True)
+    run("dpkg-deb", "-x", str(deb), str(tree))
+    keep_audio(tree, staging)
+    licence = tree / "usr/share/doc" / name / "copyright"
+    if licence.is_file():
+        shutil.copyfile(licence, staging / "copyright")
+    shutil.rmtree(tree)
+    files = [file for file in sorted(staging.rglob("*")) if file.is_file() and is_audio(file.name)]
+    if not files:
+        shutil.rmtree(staging)
+        raise PackageFailed(f"{deb.name} holds no audio")
+    record = {
+        "package": name,
+        "version": run("dpkg-deb", "-f", str(deb), "Version").strip(),
+        "deb": deb.name,
+        "sha256": digest(deb),
+        "files": [{"path": file.relative_to(staging).as_posix(), "bytes": file.stat().st_size} for file in files],
+    }
+    staging.rename(audio)
+    write_json(out / "packages" / f"{name}.json", record)
+    return record
+
+
+def keep_audio(tree: Path, into: Path) -> None:
+    """Move the audio files of `tree` to `into`, those inside zip archives to a folder of the archive's name."""
+    for file in sorted(tree.rglob("*")):
+        if file.is_symlink() or not file.is_file():
+            continue
+        destination = into / file.relative_to(tree)
+        if is_audio(file.name):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(destination)
+        elif file.suffix.lower() in ARCHIVES and zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(destination, [member for member in archive.namelist() if is_audio(member)])
+
+
+def write_mapping(packages: Iterable[Package], records: Iterable[dict], path: Path) -> None:
+    """Write the domains, sources and licences of the unpacked packages as the mapping file that `prepare` reads."""
+    listed = {package.package: package for package in packages}
+    lines = ["pattern\tdomain\tsource\tlicence"]
+    for record in records:
+        package = listed[record["package"]]
+        source = f"debian:{package.package}={record['version']}"
+        for pattern, domain in package.rules:
+            lines.append(f"{package.package}/{pattern}\t{domain}\t{source}\t{package.licence}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run(*command: str, cwd: Path | None = None) -> str:
+    """Run a tool of the system and return what it printed; `CalledProcessError` carries what it complained about."""
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, errors="replace").stdout
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        total = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Training audio as batches of crops: from memory, or streamed from shards."""
