@@ -1,6 +1,8 @@
 """A sound file -> clips worth training on: 16 kHz mono 16 bit, at most 30 s long, neither silent nor clipped away."""
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,10 +43,12 @@ class Skipped:
     reason: str
 
 
-def clips_of(path: Path, name: str) -> Iterator[Clip | Skipped]:
-    """Yield the usable clips of a file, in order, and a Skipped named `name` for what is not usable."""
+def clips_of(path: Path, name: str, longest_s: float = math.inf) -> Iterator[Clip | Skipped]:
+    """Yield the usable clips of a file's first `longest_s` seconds (in whole pieces of 30 s), in order, and a Skipped
+    named `name` for what is not usable."""
+    count = None if math.isinf(longest_s) else math.ceil(longest_s / LONGEST_S)
     try:
-        pieces = list(_pieces(path))
+        pieces = list(itertools.islice(_pieces(path), count))
     except (AudioError, OSError, RuntimeError) as error:
         yield Skipped(name, f"unreadable: {str(error).removeprefix(f'{path}: ')}")
         return

@@ -1,6 +1,7 @@
 """What each file is (domain), whence it comes (source) and on what terms (licence): a mapping file, or folder names."""
 
 import csv
+import math
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,16 +10,17 @@ from pathlib import Path
 from hear_jepa.errors import CorpusError
 
 SKIP = "skip"
-COLUMNS = ("pattern", "domain", "source", "licence")
+COLUMNS = ("pattern", "domain", "source", "licence", "longest_s")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Domain, source and licence of a file; domain "skip" leaves it out."""
+    """Domain, source and licence of a file, and how many seconds of it are used at most; domain "skip" leaves it out."""
 
     domain: str
     source: str
     licence: str = "unknown"
+    longest_s: float = math.inf
 
 
 class FolderNames:
@@ -31,7 +33,7 @@ class FolderNames:
 
 
 class Mapping:
-    """A tab-separated file with the columns pattern, domain, source, licence; the first line names the columns.
+    """A tab-separated file with the columns `COLUMNS`, of which pattern and domain are needed; the first line names them.
 
     A pattern is a file's path below its source folder, or a glob over it in which `*` also matches `/`. A pattern that
     is the very path wins; otherwise the first glob that matches does. Files that nothing matches are left out, as are
@@ -49,10 +51,22 @@ class Mapping:
         self._globs, self._exact = [], {}
         for row in rows:
             domain = domain_name(row["domain"] or SKIP)
-            origin = Origin(domain, row.get("source") or domain, row.get("licence") or "unknown")
+            longest_s = self._longest_s(path, row)
+            origin = Origin(domain, row.get("source") or domain, row.get("licence") or "unknown", longest_s)
             self._globs.append((row["pattern"], origin))
             self._exact.setdefault(row["pattern"], origin)
         self._globs = [(pattern, origin) for pattern, origin in self._globs if set(pattern) & set("*?[")]
+
+    @staticmethod
+    def _longest_s(path: str | Path, row: dict[str, str]) -> float:
+        text = row.get("longest_s") or "inf"
+        try:
+            longest_s = float(text)
+        except ValueError:
+            longest_s = 0.0
+        if not longest_s > 0:
+            raise CorpusError(f"{path}: longest_s of {row['pattern']} is {text!r}: give seconds, more than 0, or nothing")
+        return longest_s
 
     def __call__(self, root: Path, relative: str) -> Origin:
         if relative in self._exact:
