@@ -23,3 +23,7 @@ class TaskError(HearJepaError):
 
 class CorpusError(HearJepaError):
     """Training audio or shards that cannot be used."""
+
+
+class LockError(HearJepaError):
+    """A lock that another process holds."""

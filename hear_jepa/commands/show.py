@@ -17,7 +17,7 @@ from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.grid import COLUMN_MS, first_centre_ms, n_timestamps, plan
 
 LONGEST_S = 60.0  # of a recording: more is not legible
-INSTALL_PLOT = "pictures need matplotlib: pip install 'hear-jepa[embed]'"
+INSTALL_PLOT = "pictures need matplotlib: pip install 'hear-jepa[plot]'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

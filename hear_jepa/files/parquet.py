@@ -19,7 +19,7 @@ def pyarrow_or_advice():
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise OptionError("parquet files need pyarrow: pip install 'hear-jepa[embed]', or write .npz") from error
+        raise OptionError("parquet files need pyarrow: pip install 'hear-jepa[parquet]', or write .npz") from error
     return pyarrow
 
 

@@ -65,7 +65,9 @@ class Mapping:
         except ValueError:
             longest_s = 0.0
         if not longest_s > 0:
-            raise CorpusError(f"{path}: longest_s of {row['pattern']} is {text!r}: give seconds, more than 0, or nothing")
+            raise CorpusError(
+                f"{path}: longest_s of {row['pattern']} is {text!r}: give seconds, more than 0, or nothing"
+            )
         return longest_s
 
     def __call__(self, root: Path, relative: str) -> Origin:

@@ -217,7 +217,10 @@ def _set_exclusions(exclusions: Exclusions | None) -> None:
 
 def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
     """Decode, split, check and encode one file: the work of a worker."""
-    return [item if isinstance(item, Skipped) else _encode(item, file) for item in clips_of(file.path, file.name, file.origin.longest_s)]
+    return [
+        item if isinstance(item, Skipped) else _encode(item, file)
+        for item in clips_of(file.path, file.name, file.origin.longest_s)
+    ]
 
 
 def _encode(clip: Clip, file: SourceFile) -> EncodedClip | Skipped:

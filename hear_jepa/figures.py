@@ -1,0 +1,28 @@
+"""matplotlib figures that are drawn to files, without a window system and without pyplot's global state."""
+
+from pathlib import Path
+
+from hear_jepa.disk import atomic_path
+from hear_jepa.errors import OptionError
+
+NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install 'hear-jepa[plot]'"
+
+
+def new_figure(width: float, height: float):
+    """An empty matplotlib `Figure` of so many inches; raises OptionError, with what to install, where it is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(NEEDS_MATPLOTLIB) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure, path: str | Path, dpi: int = 130) -> Path:
+    """Write a figure atomically, in the format of the path's suffix; returns the path."""
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    return path

@@ -1,0 +1,113 @@
+"""Files that are whole or not there.
+
+* A writer that fails or is killed (SIGKILL) leaves the file, or folder, that was there before, at every moment.
+* What a killed writer left is removed by the next process that writes there; what a living one writes is not.
+* A lock is held by one; it is free when its holder was killed; its file does not stay.
+"""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hear_jepa.disk import atomic_path, file_sha256, locked, remove_abandoned
+from hear_jepa.errors import LockError
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from hear_jepa.disk import atomic_path
+with atomic_path(sys.argv[1]) as path:
+    path.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+HOLDER = """
+import sys, time
+from hear_jepa.disk import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def start(code, path):
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_writer_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), atomic_path(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and names(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for text in ("old", "new"):
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            (temporary / text).write_text(text)
+        assert names(path) == [text] and names(path.parent) == ["folder"]
+
+
+def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
+    path = tmp_path / "state.pt"
+    path.write_text("old")
+    killed, living = start(WRITER, path), start(WRITER, path)
+    kill(killed)
+    assert len(names(tmp_path)) == 3 and path.read_text() == "old"
+    with atomic_path(tmp_path / "other") as temporary:  # any writer in this folder
+        temporary.write_text("new")
+    assert len(names(tmp_path)) == 3  # the killed writer's folder went, the other file came
+    kill(living)
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == ["other", "state.pt"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    for name in (".mine.part", ".notes.abcdefgh.part", "plain.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    remove_abandoned(tmp_path)
+    assert len(names(tmp_path)) == 3
+
+
+def test_a_lock_is_held_by_one_and_freed_by_a_kill(tmp_path):
+    path = tmp_path / "out.lock"
+    holder = start(HOLDER, path)
+    with pytest.raises(LockError, match=r"out.lock is held by another process"), locked(path):
+        pass
+    started = time.monotonic()
+    with pytest.raises(LockError), locked(path, timeout_s=0.2):
+        pass
+    assert time.monotonic() - started > 0.15
+    kill(holder)
+    with locked(path), pytest.raises(LockError), locked(path):  # in one process too
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_checksum_is_the_known_one(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
