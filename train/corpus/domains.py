@@ -15,7 +15,7 @@ COLUMNS = ("pattern", "domain", "source", "licence", "longest_s")
 
 @dataclass(frozen=True)
 class Origin:
-    """Domain, source and licence of a file, and how many seconds of it are used at most; domain "skip" leaves it out."""
+    """Domain, source and licence of a file, and its seconds that are used at most; domain "skip" leaves it out."""
 
     domain: str
     source: str
@@ -33,7 +33,7 @@ class FolderNames:
 
 
 class Mapping:
-    """A tab-separated file with the columns `COLUMNS`, of which pattern and domain are needed; the first line names them.
+    """A tab-separated file with the columns `COLUMNS`; pattern and domain are needed; the first line names them.
 
     A pattern is a file's path below its source folder, or a glob over it in which `*` also matches `/`. A pattern that
     is the very path wins; otherwise the first glob that matches does. Files that nothing matches are left out, as are
