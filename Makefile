@@ -27,7 +27,7 @@ $(READY): setup.cfg pyproject.toml requirements-hear.txt
 	touch $@
 
 demo: $(READY)
-	PYTHONPATH=$$($(BIN)/python -m hear_jepa.evaluation.hear_protocol) $(BIN)/hear-validator hear_jepa
+	PYTHONPATH=$$($(BIN)/python -m hear_jepa.evaluation.hear_eval_kit) $(BIN)/hear-validator hear_jepa
 	$(BIN)/hear-jepa embed tests/tasks/percussion_events-v1-small --kind timestamps --out demo/timestamps.npz --overwrite
 	$(BIN)/hear-jepa evaluate --tasks-dir tests/tasks --out demo/evaluation \
 		--models hear_jepa logmel-stats untrained hearbaseline

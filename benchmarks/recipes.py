@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from hear_jepa.disk import atomic_path
+from hear_jepa.evaluation.baselines import BASELINES
 from hear_jepa.evaluation.features import SplitFeatures, embed_clips
-from hear_jepa.evaluation.models import FLOORS, load_spec
-from hear_jepa.evaluation.protocol import fitter, score_fold, subsample
+from hear_jepa.evaluation.model_spec import load_spec
+from hear_jepa.evaluation.scoring import fitter, score_fold, subsample
 from hear_jepa.evaluation.tasks import Task, read_task
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import TrainConfig
@@ -141,7 +142,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--crops", type=int, default=0, help="of a recipe, in place of --minutes")
-    parser.add_argument("--only", nargs="*", default=[*RECIPES, *FLOORS], choices=[*RECIPES, *FLOORS], metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="*", default=[*RECIPES, *BASELINES], choices=[*RECIPES, *BASELINES], metavar="NAME"
+    )
     parser.add_argument("--clips", type=int, default=1000, help="of a task, training and validation together")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

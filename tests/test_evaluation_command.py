@@ -16,9 +16,9 @@ import pytest
 from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
 from hear_jepa.cli import main
-from hear_jepa.evaluation.pairs import PairResult
-from hear_jepa.evaluation.report import domain_means, markdown, measured_rows, published_rows
-from hear_jepa.evaluation.resampled import resampled_copy
+from hear_jepa.evaluation.resample import resampled_copy
+from hear_jepa.evaluation.runs import RunResult
+from hear_jepa.evaluation.table import domain_means, markdown, measured_rows, published_rows
 from hear_jepa.evaluation.tasks import read_task
 
 KILLED_MODULE = (
@@ -157,7 +157,7 @@ def test_audio_at_the_models_own_rate_is_heard_as_soon_as_it_is_there(room):
 
 def result(task, mean, model="m"):
     scores = {"top1_acc": {"test": {"mean": mean, "std": 0.0, "runs": [mean]}}}
-    return PairResult(model, task, "linear", "speech", "top1_acc", scores, embedding_size=8)
+    return RunResult(model, task, "linear", "speech", "top1_acc", scores, embedding_size=8)
 
 
 def test_domain_mean_needs_all_its_tasks(tmp_path):

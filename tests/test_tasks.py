@@ -26,7 +26,7 @@ import torch
 from debian_audio import SAMPLE_RATE, fit, resource_files, trim_start
 from tasks_from_debian import ENVIRONMENT_TABLE, EVENT_KITS, KIT_FOLDS, TASKS, segments, slug, spread
 
-from hear_jepa.evaluation import logmel_stats
+from hear_jepa.evaluation.baselines import logmel_stats
 
 ROOT = Path(__file__).with_name("tasks")
 FOLDERS = sorted(ROOT.iterdir())

@@ -71,7 +71,7 @@ def snapshot(encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, prov
 
 def check_probe_tasks(tasks: Sequence[Path]) -> None:
     """Raise `TaskError` for a folder that is not a task which the probes can score."""
-    from hear_jepa.evaluation.protocol import check_scores
+    from hear_jepa.evaluation.scoring import check_scores
     from hear_jepa.evaluation.tasks import read_task
 
     for folder in tasks:
@@ -81,7 +81,7 @@ def check_probe_tasks(tasks: Sequence[Path]) -> None:
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:
     """Validation scores (%) on HEAR-format tasks of a quick linear probe, by task, and their `mean`; and of a
     nearest-neighbour probe, as `knn/…`."""
-    from hear_jepa.evaluation.protocol import probe_model  # evaluation libraries only when probing
+    from hear_jepa.evaluation.scoring import probe_model  # evaluation libraries only when probing
 
     scores = probe_model(Embedder(checkpoint).to(device), tasks, max_clips=max_clips, device=str(device))
     by_name = {}

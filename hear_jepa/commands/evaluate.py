@@ -12,10 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hear_jepa.errors import OptionError
-from hear_jepa.evaluation.models import FLOORS, parse_spec
-from hear_jepa.evaluation.pairs import PairRunner, Settings
-from hear_jepa.evaluation.protocol import check_scores
-from hear_jepa.evaluation.report import write_report
+from hear_jepa.evaluation.baselines import BASELINES
+from hear_jepa.evaluation.model_spec import parse_spec
+from hear_jepa.evaluation.runs import Runner, Settings
+from hear_jepa.evaluation.scoring import check_scores
+from hear_jepa.evaluation.table import write_report
 from hear_jepa.evaluation.tasks import find_tasks, read_task
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         metavar="SPEC",
-        default=["hear_jepa", *FLOORS],
+        default=["hear_jepa", *BASELINES],
         help="MODULE[:WEIGHTS][,OPTION=VALUE…] of HEAR modules, e.g. hear_jepa hear_jepa:path.safetensors "
         "hear_jepa:tiny,hop_ms=80 hearbaseline; built in: logmel-stats, untrained (default: hear_jepa and both)",
     )
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         for task in tasks:
             check_scores(task)
     settings = Settings(arguments.splits, arguments.grid_points, arguments.grid, arguments.device)
-    runner = PairRunner(arguments.out, settings)
+    runner = Runner(arguments.out, settings)
     results = []
     total = len(specs) * len(tasks) * len(arguments.protocol)
     with tqdm(total=total, desc="evaluating", unit="pair") as progress:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.models import LoadedModel
+from hear_jepa.evaluation.model_spec import LoadedModel
 from hear_jepa.evaluation.tasks import Clip, Task
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Python imports this file at its start where this folder is on PYTHONPATH; it acts in their processes alone:
 
-    export PYTHONPATH=$(python -m hear_jepa.evaluation.hear_protocol)
+    export PYTHONPATH=$(python -m hear_jepa.evaluation.hear_eval_kit)
 
 * TensorFlow, which they import only to ask whether a model is a `tf.Module`, is a stub where it is not installed.
 * Lightning dropped the setter of `FitLoop.current_epoch` in 1.6; heareval sets it before it tests an event task.

@@ -21,9 +21,9 @@ import soundfile
 from evaluation_fixtures import write_event_task, write_scene_task
 
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.hear_protocol import SCORES_FILE, read_scores, run_heareval
-from hear_jepa.evaluation.models import load_spec
-from hear_jepa.evaluation.resampled import main, resampled_copy
+from hear_jepa.evaluation.hear_eval_kit import SCORES_FILE, read_scores, run_heareval
+from hear_jepa.evaluation.model_spec import load_spec
+from hear_jepa.evaluation.resample import main, resampled_copy
 from hear_jepa.evaluation.tasks import read_task
 
 needs_heareval = pytest.mark.skipif(importlib.util.find_spec("heareval") is None, reason="hear-eval-kit is not here")
@@ -78,7 +78,7 @@ import sys
 from types import SimpleNamespace
 import torch
 from pathlib import Path
-from hear_jepa.evaluation.hear_protocol import _run
+from hear_jepa.evaluation.hear_eval_kit import _run
 if __name__ == "__main__":
     _run(sys.argv[2:], Path(sys.argv[1]), SimpleNamespace(device=torch.device("cpu")))
 """
@@ -105,7 +105,7 @@ def test_what_a_killed_run_leaves_is_ended_or_waited_for(tmp_path, how):
 
 def test_remedies_act_in_the_tools_alone():
     printed = subprocess.run(
-        [sys.executable, "-m", "hear_jepa.evaluation.hear_protocol"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "hear_jepa.evaluation.hear_eval_kit"], capture_output=True, text=True, check=True
     )
     path = [printed.stdout.strip(), os.environ.get("PYTHONPATH", "")]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))

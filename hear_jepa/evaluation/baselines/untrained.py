@@ -1,4 +1,4 @@
-"""A floor, as a HEAR module: our encoder with random weights, what its architecture gives before any training."""
+"""A baseline, as a HEAR module: our encoder with random weights, what its architecture gives before any training."""
 
 from dataclasses import replace
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import HearJepaError
-from hear_jepa.evaluation.hear_protocol import run_heareval
-from hear_jepa.evaluation.models import LoadedModel, ModelSpec, load_spec
-from hear_jepa.evaluation.probe import KnnConfig
-from hear_jepa.evaluation.protocol import TaskScores, linear_config, probe_task
+from hear_jepa.evaluation.hear_eval_kit import run_heareval
+from hear_jepa.evaluation.model_spec import LoadedModel, ModelSpec, load_spec
+from hear_jepa.evaluation.probes import KnnConfig
+from hear_jepa.evaluation.scoring import TaskScores, linear_config, probe_task
 from hear_jepa.evaluation.tasks import Task, read_task
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class PairResult:
+class RunResult:
     """Scores by name: `{"top1_acc": {"valid": {"mean", "std", "runs"}, "test": {…}}}`; or what went wrong."""
 
     model: str
@@ -48,21 +48,21 @@ class PairResult:
     error: str = ""
 
 
-class PairRunner:
+class Runner:
     """Runs pairs; a finished pair is read back from `out/pairs`, keyed by weights, options, task and settings."""
 
     def __init__(self, out: Path, settings: Settings):
         self.out, self.settings = out, settings
         self._loaded: tuple[ModelSpec, LoadedModel] | None = None  # the models come one after another
 
-    def run(self, spec: ModelSpec, task: Task, protocol: str) -> PairResult:
+    def run(self, spec: ModelSpec, task: Task, protocol: str) -> RunResult:
         """The result of a pair; an exception becomes its `error`, which is not kept: the next run tries again."""
         try:
             model = self._load(spec)
             task = _heard_by(model, task)
             path = self._path(model, task, protocol)
             if path.is_file():
-                return PairResult(**json.loads(path.read_text()) | {"model": spec.text})
+                return RunResult(**json.loads(path.read_text()) | {"model": spec.text})
             started = time.monotonic()
             scores = self._score(model, task, protocol)
             result = self._result(model, task, protocol, scores, time.monotonic() - started)
@@ -74,7 +74,7 @@ class PairRunner:
             logger.debug("%s on %s", spec.text, task.name, exc_info=True)
             message = f"{type(error).__name__}: {error}"
         logger.warning("%s on %s (%s) failed: %s", spec.text, task.name, protocol, message)
-        return PairResult(spec.text, task.name, protocol, task.domain, task.scores[0], error=message)
+        return RunResult(spec.text, task.name, protocol, task.domain, task.scores[0], error=message)
 
     def _load(self, spec: ModelSpec) -> LoadedModel:
         if self._loaded is None or self._loaded[0] is not spec:
@@ -107,9 +107,9 @@ class PairRunner:
             device=device,
         )
 
-    def _result(self, model: LoadedModel, task: Task, protocol: str, scores: TaskScores, seconds: float) -> PairResult:
+    def _result(self, model: LoadedModel, task: Task, protocol: str, scores: TaskScores, seconds: float) -> RunResult:
         size = model.model.timestamp_embedding_size if task.kind == "event" else model.model.scene_embedding_size
-        return PairResult(
+        return RunResult(
             model=model.spec.text,
             task=task.name,
             protocol=protocol,
@@ -144,6 +144,6 @@ def summarise(scores: TaskScores) -> dict[str, dict[str, dict[str, Any]]]:
     return summary
 
 
-def _write(path: Path, result: PairResult) -> None:
+def _write(path: Path, result: RunResult) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(asdict(result), indent=1))

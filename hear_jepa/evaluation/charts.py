@@ -10,7 +10,7 @@ from hear_jepa.evaluation.tasks import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hear_jepa.evaluation.report import PublishedRow, Row
+    from hear_jepa.evaluation.table import PublishedRow, Row
 
 COLOURS = ("#2a6f97", "#e07a1f", "#4f9d69", "#b5446e", "#7b5ea7", "#8a7340", "#3aa6b9", "#d1495b")
 GREY = "#9a9a9a"
@@ -35,7 +35,7 @@ def draw(path: Path, rows: "list[Row]", published: "list[PublishedRow]", tasks: 
 
 
 def _panel(axes: "Axes", rows: "list[Row]", published: "list[PublishedRow]", tasks: list[Task]) -> None:
-    from hear_jepa.evaluation.report import domain_means, domains_of
+    from hear_jepa.evaluation.table import domain_means, domains_of
 
     domains = domains_of(tasks)
     strip = STRIP_WIDTH if published else 0.0  # at the right of each group, for the published scores
@@ -70,7 +70,7 @@ def _bars(
     colour: str,
 ) -> None:
     """A model's bar in every domain, its height in white at the foot, a dot for each task."""
-    from hear_jepa.evaluation.report import domain_means, domains_of
+    from hear_jepa.evaluation.table import domain_means, domains_of
 
     means = domain_means(cells, tasks)
     heights = [means.get(domain, np.nan) for domain in domains_of(tasks)]

@@ -1,6 +1,6 @@
 """`--protocol hear`: the unmodified runners of hear-eval-kit on one task, in processes of their own.
 
-`python -m hear_jepa.evaluation.hear_protocol` prints the folder to put on PYTHONPATH before running heareval's or
+`python -m hear_jepa.evaluation.hear_eval_kit` prints the folder to put on PYTHONPATH before running heareval's or
 hear-validator's own commands by hand.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.models import LoadedModel
-from hear_jepa.evaluation.protocol import TaskScores
-from hear_jepa.evaluation.resampled import resampled_copy
+from hear_jepa.evaluation.model_spec import LoadedModel
+from hear_jepa.evaluation.resample import resampled_copy
+from hear_jepa.evaluation.scoring import TaskScores
 from hear_jepa.evaluation.tasks import Task
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A task's audio at another rate, for models that do not take the rate that the task comes in.
 
-    python -m hear_jepa.evaluation.resampled TASKS_DIR OUT_DIR --from 48000 --to 16000
+    python -m hear_jepa.evaluation.resample TASKS_DIR OUT_DIR --from 48000 --to 16000
 
 turns the 48 kHz archives of the official HEAR tasks into 16 kHz ones.
 """

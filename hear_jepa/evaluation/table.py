@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.evaluation.pairs import PairResult
+from hear_jepa.evaluation.runs import RunResult
 from hear_jepa.evaluation.tasks import DOMAINS, Task
 
 MISSING = "–"
@@ -35,7 +35,7 @@ class PublishedRow:
     cells: dict[str, float]
 
 
-def write_report(out: Path, results: list[PairResult], tasks: list[Task], split: str, figure: bool = True) -> None:
+def write_report(out: Path, results: list[RunResult], tasks: list[Task], split: str, figure: bool = True) -> None:
     """Write the three files; called after every pair, without the figure, so that a long run can be followed."""
     rows = measured_rows(results, split)
     published = published_rows(tasks)
@@ -50,12 +50,12 @@ def write_report(out: Path, results: list[PairResult], tasks: list[Task], split:
         path.write_text(markdown(rows, published, tasks, split, results))
     if figure and any(row.cells for row in rows):
         with atomic_path(out / "results.png") as path:
-            from hear_jepa.evaluation.figure import draw
+            from hear_jepa.evaluation.charts import draw
 
             draw(path, rows, published, tasks, split)
 
 
-def measured_rows(results: Iterable[PairResult], split: str) -> list[Row]:
+def measured_rows(results: Iterable[RunResult], split: str) -> list[Row]:
     """One row a model and protocol, in the order of the results; failed pairs are missing cells."""
     rows: dict[tuple[str, str], Row] = {}
     sizes: dict[tuple[str, str], set[int]] = {}
@@ -102,7 +102,7 @@ def domains_of(tasks: list[Task]) -> list[str]:
 
 
 def markdown(
-    rows: list[Row], published: list[PublishedRow], tasks: list[Task], split: str, results: list[PairResult]
+    rows: list[Row], published: list[PublishedRow], tasks: list[Task], split: str, results: list[RunResult]
 ) -> str:
     """The table of measured scores with the mean per domain, and below it that of published ones."""
     domains = domains_of(tasks)

@@ -5,7 +5,7 @@
 * Embeddings do not depend on which clips share a batch, and come in the order of the clips.
 * A second look reads the cache; a model of other weights does not find it.
 * A model of another rate hears the task resampled.
-* The floors follow the HEAR API: sizes, timestamps, `untrained` the same every time; logmel-stats are a mean and a
+* The baselines follow the HEAR API: sizes, timestamps, `untrained` the same every time; logmel-stats are a mean and a
   deviation.
 """
 
@@ -20,9 +20,9 @@ from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
 from hear_jepa import Embedder
 from hear_jepa.errors import OptionError
+from hear_jepa.evaluation.baselines.logmel_stats import LogMelStats
 from hear_jepa.evaluation.features import embed_split
-from hear_jepa.evaluation.logmel_stats import LogMelStats
-from hear_jepa.evaluation.models import ModelSpec, load_spec, loaded_module, parse_spec
+from hear_jepa.evaluation.model_spec import ModelSpec, load_spec, loaded_module, parse_spec
 from hear_jepa.evaluation.tasks import read_task
 from hear_jepa.model.checkpoint import ServedConfig
 from hear_jepa.model.front_end import FrontEndConfig
@@ -46,7 +46,7 @@ def fake(tmp_path, monkeypatch):
         ("hear_jepa:hop_ms=80,layers=[6,12]", "hear_jepa", "", {"hop_ms": 80, "layers": [6, 12]}),
         ("hear_jepa,precision=bfloat16", "hear_jepa", "", {"precision": "bfloat16"}),
         ("hearbaseline.torchcrepe", "hearbaseline.torchcrepe", "", {}),
-        ("logmel-stats", "hear_jepa.evaluation.logmel_stats", "", {}),
+        ("logmel-stats", "hear_jepa.evaluation.baselines.logmel_stats", "", {}),
     ],
 )
 def test_spec(text, module, weights, options):
@@ -132,7 +132,7 @@ def test_model_of_another_rate_hears_resampled_audio(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["logmel-stats", "untrained"])
-def test_floors_follow_the_api(name):
+def test_baselines_follow_the_api(name):
     model = load_spec(f"{name}:hop_ms=80")
     audio = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
     scenes, (embeddings, times) = model.scene(audio), model.timestamps(audio)

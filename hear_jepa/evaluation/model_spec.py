@@ -1,6 +1,6 @@
 """Which model to evaluate: `MODULE[:WEIGHTS][,OPTION=VALUE…]` -> a loaded HEAR module with an identity of its own.
 
-MODULE is anything that follows the HEAR API, or one of the two floors, `logmel-stats` and `untrained`. WEIGHTS is a
+MODULE is anything that follows the HEAR API, or one of the two baselines, `logmel-stats` and `untrained`. WEIGHTS is a
 path, or a name that the module knows. For instance `hear_jepa`, `hear_jepa:weights/tiny.safetensors`,
 `hear_jepa:tiny,hop_ms=80`, `hear_jepa:hop_ms=80`, `hearbaseline.torchcrepe`.
 """
@@ -21,11 +21,7 @@ from torch import Tensor, nn
 
 from hear_jepa import __version__
 from hear_jepa.errors import OptionError
-
-FLOORS = {
-    "logmel-stats": "hear_jepa.evaluation.logmel_stats",
-    "untrained": "hear_jepa.evaluation.untrained",
-}
+from hear_jepa.evaluation.baselines import BASELINES
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def parse_spec(text: str) -> ModelSpec:
         options[key] = _value(value)
     if not name:
         raise OptionError(f"model {text!r} names no module; write MODULE[:WEIGHTS][,OPTION=VALUE]")
-    return ModelSpec(text, FLOORS.get(name, name), weights, options)
+    return ModelSpec(text, BASELINES.get(name, name), weights, options)
 
 
 def _value(text: str) -> Any:
@@ -107,7 +103,7 @@ def load_spec(spec: ModelSpec | str, device: str = "") -> LoadedModel:
     except ImportError as error:
         raise OptionError(
             f"model {spec.text!r}: cannot import {error.name or spec.module} ({error}); install it, check the "
-            f"spelling, or use one of the built-in {', '.join(FLOORS)}"
+            f"spelling, or use one of the built-in {', '.join(BASELINES)}"
         ) from error
     model = module.load_model(spec.weights, **spec.options) if spec.weights else module.load_model(**spec.options)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

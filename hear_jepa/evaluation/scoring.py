@@ -13,8 +13,8 @@ from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.events import EVENT_METRICS, PostProcessing, select_post_processing
 from hear_jepa.evaluation.features import SplitFeatures, embed_clips, embed_split
 from hear_jepa.evaluation.metrics import SCENE_METRICS
-from hear_jepa.evaluation.models import LoadedModel, loaded_module
-from hear_jepa.evaluation.probe import LinearConfig, Predict, knn_probe, linear_probe
+from hear_jepa.evaluation.model_spec import LoadedModel, loaded_module
+from hear_jepa.evaluation.probes import LinearConfig, Predict, knn_probe, linear_probe
 from hear_jepa.evaluation.tasks import Fold, Task, read_task
 
 N_SEEDS = 3  # where a task has one split into train, valid and test

@@ -1,4 +1,4 @@
-"""A floor, as a HEAR module: mean and standard deviation over time of the log-mel, 160 numbers and nothing learnt."""
+"""A baseline, as a HEAR module: mean and standard deviation over time of the log-mel, 160 numbers and nothing learnt."""
 
 import torch
 from torch import Tensor, nn

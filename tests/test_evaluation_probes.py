@@ -22,13 +22,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from hear_jepa.evaluation import logmel_stats, protocol
+from hear_jepa.evaluation import scoring
+from hear_jepa.evaluation.baselines import logmel_stats
 from hear_jepa.evaluation.events import PostProcessing, onset_f_measure
 from hear_jepa.evaluation.features import SplitFeatures, embed_split
 from hear_jepa.evaluation.metrics import accuracy, aucroc, chroma_accuracy, d_prime, mean_average_precision
-from hear_jepa.evaluation.models import load_spec, loaded_module
-from hear_jepa.evaluation.probe import KnnConfig, LinearConfig, knn_probe, linear_probe
-from hear_jepa.evaluation.protocol import probe_model, probe_task
+from hear_jepa.evaluation.model_spec import load_spec, loaded_module
+from hear_jepa.evaluation.probes import KnnConfig, LinearConfig, knn_probe, linear_probe
+from hear_jepa.evaluation.scoring import probe_model, probe_task
 from hear_jepa.evaluation.tasks import Event, find_tasks, read_task
 
 SHIPPED = Path(__file__).with_name("tasks")
@@ -75,7 +76,7 @@ def test_agrees_with_logistic_regression_on_real_sound():
         if task.kind == "event":
             continue
         features = {split: embed_split(task, split, model) for split in task.clips}
-        examples = {split: protocol.examples(task, split, features[split]) for split in features}
+        examples = {split: scoring.examples(task, split, features[split]) for split in features}
         for fold in task.folds:
             parts = [examples[split] for split in fold.train]
             train = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
