@@ -1,4 +1,4 @@
-"""A baseline, as a HEAR module: mean and standard deviation over time of the log-mel, 160 numbers and nothing learnt."""
+"""A baseline, as a HEAR module: mean and standard deviation of the log-mel over time; nothing is learnt."""
 
 import torch
 from torch import Tensor, nn
