@@ -73,7 +73,8 @@ def main() -> None:
         cache_dir = None if arguments.source else Path(folder)  # a corpus keeps its own
         data = DataConfig(source=source, backend="memory", cache_dir=cache_dir)
         run = Run(replace(preset, out=Path(folder) / "run", data=data))
-        options = {"batch_size": preset.optim.batch_size, "n_frames": preset.encoder.frames, "seed": 0}
+        n_samples = run.front_end.n_samples(preset.encoder.frames)
+        options = {"batch_size": preset.optim.batch_size, "n_samples": n_samples, "seed": 0}
         audio = next(crop_stream(data, **options))
         torch.set_num_threads(1)  # a thread that waits for another would count as work
         step_rate(run, audio, 1)

@@ -63,7 +63,7 @@ def shards(sounds, tmp_path_factory):
 
 def take(count: int, config: DataConfig, **options) -> list[torch.Tensor]:
     """The first batches of a stream."""
-    options = {"batch_size": 6, "n_frames": 208, "seed": 1, **options}
+    options = {"batch_size": 6, "n_samples": SAMPLES, "seed": 1, **options}
     return list(itertools.islice(crop_stream(config, **options), count))
 
 
@@ -262,7 +262,7 @@ def test_damage_costs_only_itself_and_is_counted(shards, tmp_path, backend, capl
     noise.write_bytes(content)
     config = DataConfig(str(damaged), backend=backend, workers=0, domain_weights={"talk": 1}, open_shards=1)
     with caplog.at_level(logging.WARNING):
-        batches = crop_stream(config, batch_size=4, n_frames=208, seed=0)
+        batches = crop_stream(config, batch_size=4, n_samples=SAMPLES, seed=0)
         crops = torch.cat([next(batches) for _ in range(30)])
     assert {domain_of(crop) for crop in crops} == {"talk"}
     assert sum(batches.skipped.values()) >= 3
@@ -337,4 +337,4 @@ def test_unreadable_files_of_a_plain_folder_are_counted(sounds, tmp_path):
     folder.mkdir()
     (folder / "good.wav").write_bytes((sounds / "rain/0.wav").read_bytes())
     (folder / "bad.wav").write_bytes(b"RIFF, they said")
-    assert crop_stream(DataConfig(str(folder)), batch_size=1, n_frames=208, seed=0).skipped == {"items": 1}
+    assert crop_stream(DataConfig(str(folder)), batch_size=1, n_samples=SAMPLES, seed=0).skipped == {"items": 1}

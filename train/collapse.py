@@ -43,7 +43,8 @@ def collapse_statistics(encoder: ViT, log_mel: Tensor) -> dict[str, float]:
     position's mean; rank_me: effective rank of the latter, at most the width.
     """
     training = encoder.training
-    embeddings = encoder.eval()(patchify(log_mel)).float()  # [N, P, D]
+    patch = encoder.config.patch_mels, encoder.config.patch_frames
+    embeddings = encoder.eval()(patchify(log_mel, *patch)).float()  # [N, P, D]
     encoder.train(training)
     heard = content(embeddings).flatten(0, 1)
     return {

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hear_jepa.errors import OptionError
-from hear_jepa.model.vit import PATCH, ViTConfig
+from hear_jepa.model.front_end import FrontEndConfig
+from hear_jepa.model.vit import ViTConfig
 from hear_jepa.train.data.sampler import DataConfig
 from hear_jepa.train.jepa import TargetConfig
 from hear_jepa.train.losses import LossConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.predictor import PredictorConfig
+from hear_jepa.train.schedules import warmup_constant, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,55 @@ class EncoderConfig:
     heads: int = 12
     """Attention heads: tiny 3, small 6, base 12."""
     frames: int = 208
-    """Frames of a crop, 10 ms each; a multiple of 16 (the paper: 208, 320 and 640)."""
+    """Frames of a crop, one a hop; a multiple of patch_frames (the paper: 208, 320 and 640)."""
+    patch_mels: int = 16
+    """Mel bands of a patch."""
+    patch_frames: int = 16
+    """Frames of a patch."""
+    positions: Literal["sine-cosine", "rotary-time"] = "sine-cosine"
+    """sine-cosine: fixed positions of both axes (the paper); rotary-time: absolute in frequency, relative in time, so
+    that an embedding does not tell where in the crop its sound lay."""
 
     def vit(self, n_mels: int) -> ViTConfig:
         """The architecture of both encoders."""
-        if self.frames < PATCH or self.frames % PATCH:
-            raise OptionError(f"--encoder.frames is {self.frames}: it must be a multiple of {PATCH}, such as 208")
-        return ViTConfig(self.width, self.depth, self.heads, n_mels // PATCH, self.frames // PATCH)
+        for name, size, patch in (
+            ("--encoder.frames", self.frames, self.patch_frames),
+            ("--front-end.n-mels", n_mels, self.patch_mels),
+        ):
+            if patch < 1 or size < patch or size % patch:
+                raise OptionError(f"{name} is {size}: it must be a multiple of the patch's {patch}")
+        return ViTConfig(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            n_freq_patches=n_mels // self.patch_mels,
+            n_time_patches=self.frames // self.patch_frames,
+            patch_mels=self.patch_mels,
+            patch_frames=self.patch_frames,
+            positions=self.positions,
+        )
+
+
+@dataclass(frozen=True)
+class FrontEndOptions:
+    """The log-mel that the encoder sees; its mean and deviation are measured on the corpus."""
+
+    sample_rate: int = 16000
+    """Sample rate of the audio in Hz."""
+    n_fft: int = 400
+    """Window of the Fourier transform in samples (the paper: 400, 25 ms at 16 kHz). A longer one resolves pitch."""
+    hop_length: int = 160
+    """Samples from frame to frame."""
+    n_mels: int = 80
+    """Mel bands."""
+    f_min: float = 50.0
+    """Lowest frequency of the bands in Hz."""
+    f_max: float = 8000.0
+    """Highest frequency of the bands in Hz."""
+
+    def front_end(self, mean: float, std: float) -> FrontEndConfig:
+        """These settings with the corpus statistics."""
+        return FrontEndConfig(**dataclasses.asdict(self), mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -49,6 +93,13 @@ class OptimConfig:
     """Peak learning rate for a batch of 256; it scales with the batch: lr = base_lr · batch_size / 256."""
     warmup_share: float = 20 / 300
     """Share of the steps in which the learning rate rises linearly."""
+    warmup_steps: int = 0
+    """The same in steps; 0: by the share."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine to the end (the paper), or constant until the decay. A run with a constant rate
+    can be resumed with other steps: the decay is what cuts a checkpoint from it."""
+    decay_share: float = 0.1
+    """Constant: share of the steps, at the end, in which the learning rate falls linearly."""
     final_lr_share: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     weight_decay: float = 0.05
@@ -66,9 +117,17 @@ class OptimConfig:
         return self.base_lr * self.batch_size / 256
 
     @property
-    def warmup_steps(self) -> int:
+    def warmup(self) -> int:
         """Steps of the warm-up."""
-        return max(1, round(self.warmup_share * self.steps))
+        return self.warmup_steps or max(1, round(self.warmup_share * self.steps))
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        final = self.peak_lr * self.final_lr_share
+        if self.schedule == "constant":
+            decay = round(self.decay_share * self.steps)
+            return warmup_constant(step, self.steps, self.warmup, decay, self.peak_lr, final)
+        return warmup_cosine(step, self.steps, self.warmup, self.peak_lr, final)
 
 
 @dataclass(frozen=True)
@@ -81,6 +140,8 @@ class EmaConfig:
     """At the last step."""
     shape: Literal["linear", "cosine"] = "linear"
     """How it goes from start to end."""
+    ramp_steps: int = 0
+    """Steps in which it goes there, and stays there; 0: those of the whole run (the paper)."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +198,13 @@ class TrainConfig:
     """Encoder of the final checkpoint; auto: the one with the better probe, context where there is no probe."""
     serve_layers: tuple[int, ...] = ()
     """Layers that the final checkpoint serves by default; none: the last."""
+    serve_pooling: Literal["mean", "mean+std"] = "mean"
+    """What a scene is of its columns in the final checkpoint: mean (the paper), or mean and standard deviation."""
     serve_scene_hop_ms: Literal[10, 20, 40, 80, 160] = 160
     """Distance of the columns whose mean is a scene in the final checkpoint (the paper: 160); finer ones cost as many
     times the work."""
     data: DataConfig = field(default_factory=DataConfig)
+    front_end: FrontEndOptions = field(default_factory=FrontEndOptions)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -158,12 +222,17 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         TrainConfig(
             out=Path("runs/tiny"),
             serve_scene_hop_ms=40,
-            encoder=EncoderConfig(width=192, depth=6, heads=3),
+            serve_pooling="mean+std",
+            front_end=FrontEndOptions(n_fft=1024),
+            encoder=EncoderConfig(width=192, depth=6, heads=3, positions="rotary-time"),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
             target=TargetConfig("latent", top_layers=4, centre=True),
-            optim=OptimConfig(steps=20_000, batch_size=32, base_lr=4e-3, warmup_share=0.05),
-            ema=EmaConfig(0.998, 0.9999),
+            loss=LossConfig(reconstruction_weight=0.3),
+            optim=OptimConfig(
+                steps=20_000, batch_size=32, base_lr=4e-3, warmup_steps=500, schedule="constant", decay_share=0.2
+            ),
+            ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
             compute=ComputeConfig(cpu_ranks=2),  # or one process of two threads: benchmarks/ranks.py compares
         ),
     ),

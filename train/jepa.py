@@ -47,17 +47,21 @@ class JEPA(nn.Module):
             raise OptionError(f"--target.top-layers is {target.top_layers}: the encoder has {encoder.depth} layers")
         self.target_config, self.loss_config = target, loss
         self.context_encoder = ViT(encoder)
-        self.predictor = build_predictor(predictor, encoder)
+        self.predictor = build_predictor(predictor, encoder, loss.reconstruction_weight > 0)
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
         self.position_mean = PositionMean(encoder.n_patches, encoder.width) if target.centre else None
 
     def forward(self, log_mel: Tensor, mask: Mask) -> Prediction:
         """log_mel [N, mels, frames]; a mask for each crop, or several: masks m·N … m·N + N - 1 are the m-th of each."""
-        patches = patchify(log_mel)
+        config = self.context_encoder.config
+        patches = patchify(log_mel, config.patch_mels, config.patch_frames)
         target = self.targets(patches, mask)  # [M·N, Kt, D]
         context = self.context_encoder(_repeat(patches, mask), mask.context)  # [M·N, Kc, D]
-        predicted = self.predictor(context, mask.context, mask.target)  # [M·N, Kt, D]
+        predicted, reconstruction = self.predictor(context, mask.context, mask.target)  # [M·N, Kt, D]
         loss = prediction_loss(predicted, target, self.loss_config.kind)
+        if reconstruction is not None:
+            seen = take(_repeat(patches, mask), torch.cat([mask.context, mask.target], dim=1))
+            loss = loss + self.loss_config.reconstruction_weight * F.mse_loss(reconstruction.float(), seen.float())
         loss = loss + self._regulariser(context)
         return Prediction(loss, predicted.detach(), target, context.detach())
 

@@ -16,10 +16,10 @@ from hear_jepa import __version__
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, load_checkpoint, save_checkpoint
-from hear_jepa.model.front_end import FrontEndConfig, LogMel
+from hear_jepa.model.front_end import LogMel
 from hear_jepa.train import collapse as monitor
 from hear_jepa.train.config import TrainConfig, to_json
-from hear_jepa.train.data.sampler import CropStream, corpus_statistics, crop_stream
+from hear_jepa.train.data.sampler import CropStream, crop_stream
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import Mask, draw_masks
 from hear_jepa.train.metrics_log import Record
@@ -27,11 +27,12 @@ from hear_jepa.train.optimisation import AUTOCAST, Optimiser
 from hear_jepa.train.plots import draw_masks_picture, draw_report
 from hear_jepa.train.ranks import Ranks, start_ranks, stop_ranks
 from hear_jepa.train.run_state import BEST, LATEST, StopRequest, load_state, save_state, stop_on_signals
-from hear_jepa.train.schedules import interpolate, warmup_cosine
+from hear_jepa.train.schedules import interpolate
 
 log = logging.getLogger(__name__)
 
 ENCODER_FILE = "encoder.safetensors"
+NORMALISATION_CROPS = 512  # over which mean and deviation of the log-mel are measured
 MONITOR_CROPS = 128  # crops that the collapse statistics look at
 
 
@@ -52,8 +53,7 @@ class Run:
                 f"--optim.batch-size is {config.optim.batch_size}: it must be a multiple of {per_step} "
                 f"({self.ranks.world_size} ranks × {config.optim.accumulation} micro-batches)"
             )
-        mean, std = corpus_statistics(config.data)
-        self.front_end = FrontEndConfig(mean=mean, std=std)
+        self.front_end = config.front_end.front_end(*self._normalisation())
         self.vit_config = config.encoder.vit(self.front_end.n_mels)
         self.log_mel = LogMel(self.front_end).to(self.ranks.device)
         torch.manual_seed(config.seed)
@@ -119,15 +119,10 @@ class Run:
             last = index == micro - 1
             output = self._forward_backward(log_mel[index::micro], self._micro_mask(mask, index, len(audio)), last)
             loss_sum = loss_sum + output.loss.detach() / micro
-        lr = warmup_cosine(
-            self.step,
-            total,
-            config.optim.warmup_steps,
-            config.optim.peak_lr,
-            config.optim.peak_lr * config.optim.final_lr_share,
-        )
+        lr = config.optim.lr(self.step)
         norm, finite = self.optimiser.step(lr)
-        momentum = interpolate(self.step, total, config.ema.start, config.ema.end, config.ema.shape)
+        ramp = config.ema.ramp_steps or total
+        momentum = interpolate(self.step, ramp, config.ema.start, config.ema.end, config.ema.shape)
         if finite:
             self.jepa.update_target(momentum)
         else:
@@ -199,7 +194,9 @@ class Run:
             return scores
         for name in self._encoders():
             # the layers that will be served; columns 160 ms apart are a quarter of the work
-            checkpoint = self._snapshot(ServedConfig(name, self.config.serve_layers), {})
+            checkpoint = self._snapshot(
+                ServedConfig(name, self.config.serve_layers, pooling=self.config.serve_pooling), {}
+            )
             tasks, clips = self.config.monitor.probe_tasks, self.config.monitor.probe_clips
             try:
                 scores[name] = monitor.probe(checkpoint, tasks, clips, self.ranks.device)
@@ -234,7 +231,9 @@ class Run:
         if which == "auto":
             which = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
         path = self.config.out / ENCODER_FILE
-        served = ServedConfig(which, self.config.serve_layers, self.config.serve_scene_hop_ms)
+        served = ServedConfig(
+            which, self.config.serve_layers, self.config.serve_scene_hop_ms, self.config.serve_pooling
+        )
         save_checkpoint(path, self._snapshot(served, self._provenance(scores)), torch.float16)
         draw_report(self.config.out)
         self._draw_masks()
@@ -283,11 +282,23 @@ class Run:
 
     # ---------------------------------------------------------------- parts
 
+    def _normalisation(self) -> tuple[float, float]:
+        """Mean and standard deviation of the log-mel over the first crops of a stream of one rank."""
+        log_mel = LogMel(self.config.front_end.front_end(mean=0.0, std=1.0))
+        crops = crop_stream(
+            self.config.data,
+            batch_size=NORMALISATION_CROPS,
+            n_samples=log_mel.config.n_samples(self.config.encoder.frames),
+            seed=self.config.seed,
+        )
+        values = torch.cat([log_mel.valid(part) for part in next(crops).split(32)]).double()
+        return float(values.mean()), float(values.std())
+
     def _crops(self) -> CropStream:
         return crop_stream(
             self.config.data,
             batch_size=self.config.optim.batch_size // self.ranks.world_size,
-            n_frames=self.config.encoder.frames,
+            n_samples=self.front_end.n_samples(self.config.encoder.frames),
             seed=self.config.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,

@@ -16,6 +16,8 @@ class LossConfig:
     """Distance between prediction and target (the paper: smooth L1 with beta 1)."""
     normalise_target: bool = True
     """Standardise every target over its width (the paper: yes)."""
+    reconstruction_weight: float = 0.0
+    """Weight of the reconstruction of the log-mel of every patch, context and targets, from the predictor (0: off)."""
     variance_weight: float = 0.0
     """Weight of VICReg's variance term on the context embeddings (0: off)."""
     covariance_weight: float = 0.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.model.vit import PATCH
+from hear_jepa.model.grid import PATCH
 from hear_jepa.train.masking import Mask
 from hear_jepa.train.metrics_log import read_metrics
 

@@ -84,6 +84,11 @@ def save_state(path: Path, config: TrainConfig, step: int, jepa: JEPA, optimiser
     return True
 
 
+def _free(config: TrainConfig) -> tuple[str, ...]:
+    """A constant learning rate does not depend on when the run will end."""
+    return (*FREE_TO_CHANGE, "optim.steps") if config.optim.schedule == "constant" else FREE_TO_CHANGE
+
+
 def load_state(path: Path, config: TrainConfig, jepa: JEPA, optimiser: Optimiser) -> tuple[int, dict[str, Any]]:
     """Restore a saved run into the given objects. Returns the next step and what `extra` was."""
     if not path.is_file():
@@ -92,7 +97,7 @@ def load_state(path: Path, config: TrainConfig, jepa: JEPA, optimiser: Optimiser
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{path} cannot be read ({error}); resume from another copy of it") from error
-    changed = [line for line in differences(state["config"], to_json(config)) if not line.startswith(FREE_TO_CHANGE)]
+    changed = [line for line in differences(state["config"], to_json(config)) if not line.startswith(_free(config))]
     if changed:
         raise OptionError(
             f"the run in {path.parent} was started with other options ({'; '.join(changed)}): "

@@ -27,7 +27,8 @@ from torch import Tensor
 from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, check_shapes, file_sha256, save_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig
-from hear_jepa.model.vit import PATCH, ViTConfig
+from hear_jepa.model.grid import PATCH
+from hear_jepa.model.vit import ViTConfig
 
 log = logging.getLogger(__name__)
 

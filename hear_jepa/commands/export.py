@@ -20,8 +20,8 @@ from hear_jepa.errors import OptionError
 from hear_jepa.files.embed import KINDS
 from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.front_end import MEL_FLOOR
-from hear_jepa.model.grid import CENTRE_MS, COLUMN_MS, FRAME_MS, HOPS_MS, SAMPLES_PER_MS, first_centre_ms
-from hear_jepa.model.vit import PATCH, ViT
+from hear_jepa.model.grid import CENTRE_MS, COLUMN_MS, FRAME_MS, HOPS_MS, PATCH, SAMPLES_PER_MS, first_centre_ms
+from hear_jepa.model.vit import ViT
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 SHORTEST_SAMPLES = 80 * SAMPLES_PER_MS  # from here on the first centre does not depend on the length

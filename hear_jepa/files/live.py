@@ -18,13 +18,13 @@ from hear_jepa.model.grid import (
     CENTRE_MS,
     COLUMN_MS,
     FRAME_MS,
+    PATCH,
     SAMPLES_PER_MS,
     Window,
     first_centre_ms,
     plan,
     timestamps_ms,
 )
-from hear_jepa.model.vit import PATCH
 
 FRAMES_AT_ONCE = 3000  # of log-mel: bounds the memory of one long piece
 SETTLED = (CENTRE_MS + COLUMN_MS) * SAMPLES_PER_MS  # samples after which the first timestamp no longer changes

@@ -33,7 +33,8 @@ class ServedConfig:
 
     encoder: str = "context"  # or "target"
     layers: tuple[int, ...] = ()  # 1 … depth; empty: the last
-    scene_hop_ms: int = 160  # a scene is the mean of columns so far apart
+    scene_hop_ms: int = 160  # a scene is made of columns so far apart
+    pooling: str = "mean"  # what a scene is of them: "mean", or "mean+std" (mean and standard deviation)
 
 
 @dataclass(frozen=True)

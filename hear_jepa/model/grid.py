@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hear_jepa.model.vit import PATCH
+PATCH = 16
 
 SAMPLES_PER_MS = 16
 FRAME_MS = 10

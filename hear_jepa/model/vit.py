@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from hear_jepa.errors import OptionError
 
-PATCH = 16  # mel bands and frames of a patch
+POSITIONS = ("sine-cosine", "rotary-time")
+ROTARY_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-5
     class_token: bool = False  # some foreign checkpoints carry one; it is attended to and never served
+    patch_mels: int = 16  # mel bands of a patch
+    patch_frames: int = 16  # frames of a patch
+    positions: str = "sine-cosine"  # the paper's, of both axes; "rotary-time": absolute in frequency, relative in time
 
     @property
     def n_patches(self) -> int:
@@ -36,18 +40,18 @@ class ViTConfig:
         return self.n_freq_patches * self.n_time_patches
 
 
-SIZES = {  # name: (width, depth, heads)
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-}
+def patchify(log_mel: Tensor, patch_mels: int = 16, patch_frames: int = 16) -> Tensor:
+    """[N, mels, frames] -> [N, T·F, patch]: time-major patches, each flattened band by band.
 
-
-def patchify(log_mel: Tensor) -> Tensor:
-    """[N, mels, frames] -> [N, T·F, 256]: 16×16 patches, flattened band by band; both sizes multiples of 16."""
-    rows, columns = log_mel.shape[1] // PATCH, log_mel.shape[2] // PATCH
-    grid = log_mel.unflatten(1, (rows, PATCH)).unflatten(3, (columns, PATCH))  # [N, F, 16, T, 16]
-    return grid.permute(0, 3, 1, 2, 4).reshape(len(log_mel), columns * rows, PATCH * PATCH)
+    mels and frames must be multiples of the patch's sides.
+    """
+    return (
+        log_mel.unflatten(2, (-1, patch_frames))  # [N, mels, T, frames of a patch]
+        .unflatten(1, (-1, patch_mels))  # [N, F, mels of a patch, T, frames of a patch]
+        .permute(0, 3, 1, 2, 4)
+        .flatten(3)
+        .flatten(1, 2)
+    )
 
 
 def sine_cosine_positions(n_freq: int, n_time: int, width: int) -> Tensor:
@@ -64,6 +68,29 @@ def sine_cosine_positions(n_freq: int, n_time: int, width: int) -> Tensor:
     time = encode(counting[:n_time]).repeat_interleave(n_freq, dim=0)
     freq = encode(counting[:n_freq]).repeat(n_time, 1)
     return torch.cat([time, freq], dim=1).float()
+
+
+def frequency_positions(n_freq: int, n_time: int, width: int) -> Tensor:
+    """Fixed positions of the frequency row alone [n_time · n_freq, width], the same in every column."""
+    return sine_cosine_positions(1, n_freq, 2 * width)[:, :width].repeat(n_time, 1)
+
+
+def rotary_angles(n_freq: int, n_time: int, head_width: int) -> Tensor:
+    """Angles [n_time · n_freq, head_width / 2] by which a token's queries and keys are turned (Su et al. 2021, eq. 15).
+
+    They grow with the column, so attention sees how far apart two columns are, and never where they lie.
+    """
+    if head_width % 2:
+        raise OptionError(f"rotary positions need heads of an even width, not {head_width}")
+    counting = torch.arange(max(n_time, head_width), dtype=torch.float64, device="cpu")  # also in a model on meta
+    frequencies = ROTARY_BASE ** -(counting[: head_width // 2] / (head_width // 2))
+    return (counting[:n_time, None] * frequencies).repeat_interleave(n_freq, dim=0).float()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the pairs (first half, second half) of x [N, H, P, D/H] by angles of which cosine and sine are given."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -86,9 +113,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """rotation: cosine and sine of each token's angles, [P, D/2H] or [N, 1, P, D/2H]; visible: bool [N, P], the
+        tokens that may be attended to."""
         queries, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, P, D/H]
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+        if rotation is not None:
+            queries, keys = rotate(queries, *rotation), rotate(keys, *rotation)
+        mask = None if visible is None else visible[:, None, None]
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -114,17 +148,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotation, visible)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbedding(nn.Module):
     """Linear projection of the flattened patches, kept under the field's usual name `proj`."""
 
-    def __init__(self, width: int):
+    def __init__(self, patch_size: int, width: int):
         super().__init__()
-        self.proj = nn.Linear(PATCH * PATCH, width)
+        self.proj = nn.Linear(patch_size, width)
 
     def forward(self, patches: Tensor) -> Tensor:
         return self.proj(patches)
@@ -142,24 +178,33 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        if config.positions not in POSITIONS:
+            raise OptionError(f"positions must be one of {', '.join(POSITIONS)}, not {config.positions!r}")
         self.config = config
-        self.patch_embed = PatchEmbedding(config.width)
-        positions = sine_cosine_positions(config.n_freq_patches, config.n_time_patches, config.width)
-        self.register_buffer("pos_embed", positions)  # [T·F, D]
-        self.class_token = nn.Parameter(torch.zeros(config.width)) if config.class_token else None
+        n_freq, n_time, width = config.n_freq_patches, config.n_time_patches, config.width
+        self.rotary = config.positions == "rotary-time"
+        positions = frequency_positions if self.rotary else sine_cosine_positions
+        self.patch_embed = PatchEmbedding(config.patch_mels * config.patch_frames, width)
+        self.register_buffer("pos_embed", positions(n_freq, n_time, width))  # [T·F, D]
+        self.class_token = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth)
+            Block(width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.gradient_checkpointing = False
         self.apply(initialise)
 
     def forward(
-        self, patches: Tensor, indices: Tensor | None = None, layers: Sequence[int] | None = None
+        self,
+        patches: Tensor,
+        indices: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """Encode the patches that `indices` names, or all.
 
-        patches: [N, P, 256] from `patchify`, P at most the trained number; indices: [K] or [N, K] of tokens.
+        patches: [N, P, patch] from `patchify`, P at most the trained number; indices: [K] or [N, K] of tokens;
+        visible: bool [N, P] of tokens that the others may attend to (all of them without it).
         Returns the last layer, after the final LayerNorm, [N, K, D]. With `layers` (1 … depth), a list with the
         output of each: the last one as above, earlier ones after a LayerNorm without parameters.
         """
@@ -167,20 +212,39 @@ class ViT(nn.Module):
         if n_patches > len(self.pos_embed):
             raise ValueError(f"{n_patches} patches are more than the trained {len(self.pos_embed)}: cut into windows")
         positions = self.pos_embed[:n_patches]
+        rotation = self._rotation(n_patches, indices)
         if indices is not None:  # hidden patches are never computed
             patches, positions = take(patches, indices), take(positions, indices)
         x = self.patch_embed(patches) + positions
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)
+            visible = None if visible is None else F.pad(visible, (1, 0), value=True)
         wanted = set(layers or ())
         outputs = {}
         for number, block in enumerate(self.blocks, start=1):
-            x = recompute(block, x, use_reentrant=False) if self._recomputes() else block(x)
+            if self._recomputes():
+                x = recompute(block, x, rotation, visible, use_reentrant=False)
+            else:
+                x = block(x, rotation, visible)
             if number in wanted and number < len(self.blocks):
                 outputs[number] = self._without_class(F.layer_norm(x, x.shape[-1:]))
         last = self._without_class(self.norm(x))
         outputs[len(self.blocks)] = last
         return [outputs[number] for number in layers] if layers is not None else last
+
+    def _rotation(self, n_patches: int, indices: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine of the angles of the tokens encoded, [P, D/2H] or [N, 1, K, D/2H]; a class token has none."""
+        if not self.rotary:
+            return None
+        config = self.config
+        angles = rotary_angles(config.n_freq_patches, config.n_time_patches, config.width // config.heads)
+        angles = angles.to(self.pos_embed.device)[:n_patches]
+        angles = angles if indices is None else take(angles, indices)
+        if self.class_token is not None:
+            angles = F.pad(angles, (0, 0, 1, 0))
+        if angles.dim() == 3:
+            angles = angles[:, None]
+        return angles.cos(), angles.sin()
 
     def _recomputes(self) -> bool:
         return self.gradient_checkpointing and self.training and torch.is_grad_enabled()

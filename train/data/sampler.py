@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.train.data.crops import CropRule, to_float
 from hear_jepa.train.data.decoded import Decoded, decode_folder, decode_shards
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
@@ -62,19 +61,19 @@ def crop_stream(
     config: DataConfig,
     *,
     batch_size: int,
-    n_frames: int,
+    n_samples: int,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
     start_batch: int = 0,
 ) -> CropStream:
-    """Yield for ever float32 [batch_size, samples]: crops with the context that `n_frames` log-mel frames need.
+    """Yield for ever float32 [batch_size, n_samples].
 
     `CropRule` says how crops are drawn. Batch k is a function of the audio, the seed, the rank and k: started at
     `start_batch` the stream goes on as one that never stopped. From memory, the batches k of W ranks joined are batch
     k of one rank with W times the batch size. Raises CorpusError for audio or shards that cannot be used.
     """
-    samples = FrontEndConfig().n_samples(n_frames)
+    samples = n_samples
     manifest = _manifest(config)
     if _backend(config, manifest) == "stream":
         shares = domain_shares(config, _hours(manifest))
