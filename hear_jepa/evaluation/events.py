@@ -32,7 +32,7 @@ class PostProcessing:
         return [self._clip_events(task, features.times_ms[span], probabilities[span]) for span in spans]
 
     def _clip_events(self, task: Task, times_ms: np.ndarray, probabilities: np.ndarray) -> list[Event]:
-        from scipy.ndimage import median_filter  # comes with nnAudio
+        from scipy.ndimage import median_filter
 
         hop_ms = float(np.diff(times_ms).mean()) if len(times_ms) > 1 else 1.0
         width = round(self.median_ms / hop_ms)

@@ -33,7 +33,7 @@ def mean_average_precision(predictions: np.ndarray, targets: np.ndarray) -> floa
 
 def class_auc(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each class that has both positive and negative clips: [C']."""
-    from scipy.stats import rankdata  # comes with nnAudio
+    from scipy.stats import rankdata
 
     both = targets.any(0) & ~targets.astype(bool).all(0)
     ranks, positive = rankdata(predictions[:, both], axis=0), targets[:, both]

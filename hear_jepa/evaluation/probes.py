@@ -3,7 +3,7 @@
 The linear probe is the paper's (section 4.2, after EVAR): standardised features, one linear layer, Adam on batches
 of 128, early stopping on the validation score. In addition the learning rate (higher than the paper's 3e-5, which wants
 more clips or more dimensions than most tasks have) and an L2 penalty are selected on the validation score; all the
-candidates train at once, side by side in one wide layer, until each has stopped.
+candidates train at once, their layers side by side in one matrix product, until each has stopped.
 """
 
 from collections.abc import Callable
@@ -74,21 +74,26 @@ def linear_probe(
     config: LinearConfig | None = None,
     device: str = "cpu",
 ) -> Predict:
-    """Train on `train` (features [N, D], targets [N, C]), select on `valid`; the function returned predicts."""
+    """Train on `train` (features [N, D], targets [N, K]), select on `valid`; the function returned predicts."""
     config = config or LinearConfig()
     standardise = Standardiser.of(train[0], torch.device(device))
     x, y = standardise(train[0]), torch.as_tensor(train[1], dtype=torch.float32, device=device)
-    layer = _WideLayer(x.shape[1], y.shape[1], config, multilabel, torch.Generator().manual_seed(seed), device)
-    selection = _Selection(layer, standardise(valid[0]), valid[1], multilabel)
+    valid_x, loss = standardise(valid[0]), _binary_cross_entropy if multilabel else _cross_entropy
+    metric: Metric = mean_average_precision if multilabel else accuracy
+    candidates = _candidates(x.shape[1], y.shape[1], config, seed, device)
+    optimiser = torch.optim.Adam([group for c in candidates for group in c.groups], betas=config.betas)
     order = torch.Generator().manual_seed(seed + 1)
+    active = candidates
     for epoch in range(config.max_epochs):
         for batch in torch.randperm(len(x), generator=order).to(device).split(config.batch_size):
-            layer.step(x[batch], y[batch])
-        selection.look(epoch)
-        layer.keep(selection.unfinished(epoch, config.patience))
-        if not layer.active:
+            optimiser.zero_grad()  # a candidate that has stopped gets no gradient: Adam leaves it alone
+            loss(_logits(x[batch], active), y[batch]).sum().backward()
+            optimiser.step()
+        _validate(active, epoch, valid_x, valid[1], metric, loss)
+        active = [c for c in active if epoch - c.best_epoch < config.patience]
+        if not active:
             break
-    weight, bias = selection.winner()
+    weight, bias = max(candidates, key=lambda c: c.best).kept
 
     def predict(features: np.ndarray) -> np.ndarray:
         logits = standardise(features) @ weight + bias
@@ -97,94 +102,69 @@ def linear_probe(
     return predict
 
 
-class _WideLayer:
-    """One linear layer for every candidate, side by side, each with its own Adam."""
+@dataclass
+class _Candidate:
+    """A linear layer with a learning rate and a penalty of its own, and what it was at its best epoch."""
 
-    def __init__(
-        self,
-        n_features: int,
-        n_classes: int,
-        config: LinearConfig,
-        multilabel: bool,
-        generator: torch.Generator,
-        device: str,
-    ):
-        n_candidates = len(config.candidates)
-        bound = n_features**-0.5
-        initial = (torch.rand(n_features, n_classes, generator=generator) * 2 - 1) * bound  # as torch's own Linear
-        zeros = torch.zeros(1, n_classes)  # the last row is the bias
-        self.weights = torch.cat([initial, zeros]).repeat(1, n_candidates).to(device)  # [D + 1, candidates · C]
-        self.moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
-        columns = torch.tensor(config.candidates, device=device).repeat_interleave(n_classes, dim=0)
-        self.rates, self.penalties = columns.unbind(1)
-        self.active, self.n_classes = list(range(n_candidates)), n_classes
-        self.betas, self.multilabel, self.steps = config.betas, multilabel, 0
+    weight: Tensor  # [D, K]
+    bias: Tensor  # [K]
+    rate: float
+    penalty: float
+    kept: tuple[Tensor, Tensor]
+    best: tuple[float, float] = (-1.0, -float("inf"))  # validation score; of equal scores, the lower loss
+    best_epoch: int = 0
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, active, C]."""
-        return (x @ self.weights[:-1] + self.weights[-1]).unflatten(1, (len(self.active), self.n_classes))
-
-    def keep(self, positions: list[int]) -> None:
-        """Go on with these of the active candidates alone."""
-        if len(positions) == len(self.active):
-            return
-        columns = torch.arange(len(self.active) * self.n_classes, device=self.weights.device)
-        columns = columns.unflatten(0, (len(self.active), self.n_classes))[positions].flatten()
-        self.weights = self.weights[:, columns]
-        self.moments = (self.moments[0][:, columns], self.moments[1][:, columns])
-        self.rates, self.penalties = self.rates[columns], self.penalties[columns]
-        self.active = [self.active[position] for position in positions]
-
-    def step(self, x: Tensor, y: Tensor) -> None:
-        """One step of Adam on the mean loss of a batch: cross-entropy, or binary cross-entropy over the classes."""
-        logits = self.logits(x)
-        probabilities = logits.sigmoid() if self.multilabel else logits.softmax(2)
-        error = (probabilities - y.unsqueeze(1)).flatten(1) / (len(x) * (y.shape[1] if self.multilabel else 1))
-        gradient = torch.cat([x.T @ error + self.penalties * self.weights[:-1], error.sum(0, keepdim=True)])
-        self.steps += 1
-        (first, second), (beta1, beta2) = self.moments, self.betas
-        first.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        corrected = (second / (1 - beta2**self.steps)).sqrt_().add_(1e-8)
-        self.weights.sub_(self.rates / (1 - beta1**self.steps) * first / corrected)
+    @property
+    def groups(self) -> list[dict]:
+        """Of the optimiser: the penalty is on the weights alone."""
+        weights = {"params": [self.weight], "lr": self.rate, "weight_decay": self.penalty}
+        return [weights, {"params": [self.bias], "lr": self.rate}]
 
 
-class _Selection:
-    """The best epoch of each candidate by the validation score; of equal scores, the one of lower loss."""
+def _candidates(n_features: int, n_classes: int, config: LinearConfig, seed: int, device: str) -> list[_Candidate]:
+    """All candidates begin with the same weights, drawn as torch's own Linear draws them, and zero biases."""
+    uniform = torch.rand(n_features, n_classes, generator=torch.Generator().manual_seed(seed))
+    weight, bias = ((uniform * 2 - 1) * n_features**-0.5).to(device), torch.zeros(n_classes, device=device)
+    return [
+        _Candidate(weight.clone().requires_grad_(), bias.clone().requires_grad_(), rate, penalty, (weight, bias))
+        for rate, penalty in config.candidates
+    ]
 
-    def __init__(self, layer: _WideLayer, x: Tensor, targets: np.ndarray, multilabel: bool):
-        self.layer, self.x, self.targets, self.multilabel = layer, x, targets, multilabel
-        self.y = torch.as_tensor(targets, dtype=torch.float32, device=x.device)
-        self.metric: Metric = mean_average_precision if multilabel else accuracy
-        self.best = [(-1.0, -float("inf"))] * len(layer.active)
-        self.best_epoch = [0] * len(layer.active)
-        self.kept = layer.weights.clone().unflatten(1, (len(layer.active), layer.n_classes))  # [D + 1, candidates, C]
 
-    def look(self, epoch: int) -> None:
-        """Score the validation clips and keep the weights of those candidates that improved."""
-        logits = self.layer.logits(self.x)  # [N, active, C]
-        current = self.layer.weights.unflatten(1, logits.shape[1:])
-        for position, candidate in enumerate(self.layer.active):
-            scored = logits[:, position]
-            value = (self.metric(scored.cpu().numpy(), self.targets), -self._loss(scored))
-            if value > self.best[candidate]:
-                self.best[candidate], self.best_epoch[candidate] = value, epoch
-                self.kept[:, candidate] = current[:, position]
+def _logits(x: Tensor, candidates: list[_Candidate]) -> Tensor:
+    """[N, D] -> [N, candidates, K], by one matrix product: the layers lie side by side."""
+    logits = x @ torch.cat([c.weight for c in candidates], dim=1) + torch.cat([c.bias for c in candidates])
+    return logits.unflatten(1, (len(candidates), -1))
 
-    def unfinished(self, epoch: int, patience: int) -> list[int]:
-        """Positions of the active candidates that improved in the last `patience` epochs."""
-        active = enumerate(self.layer.active)
-        return [position for position, candidate in active if epoch - self.best_epoch[candidate] < patience]
 
-    def winner(self) -> tuple[Tensor, Tensor]:
-        """Weights [D, C] and biases [C] of the best candidate."""
-        kept = self.kept[:, max(range(len(self.best)), key=self.best.__getitem__)]
-        return kept[:-1], kept[-1]
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the clips, of each candidate: logits [N, candidates, K], targets [N, K] -> [candidates]."""
+    return -(logits.log_softmax(2) * targets.unsqueeze(1)).sum(2).mean(0)
 
-    def _loss(self, logits: Tensor) -> float:
-        if self.multilabel:
-            return float(F.binary_cross_entropy_with_logits(logits, self.y))
-        return float(F.cross_entropy(logits, self.y))
+
+def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the clips and classes, of each candidate: [candidates]."""
+    targets = targets.unsqueeze(1).expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((0, 2))
+
+
+@torch.no_grad()
+def _validate(
+    candidates: list[_Candidate],
+    epoch: int,
+    x: Tensor,
+    targets: np.ndarray,
+    metric: Metric,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Score the validation clips; a candidate that improved keeps its weights."""
+    logits = _logits(x, candidates)
+    losses = loss(logits, torch.as_tensor(targets, dtype=torch.float32, device=x.device)).tolist()
+    for candidate, scored, value in zip(candidates, logits.cpu().numpy().swapaxes(0, 1), losses, strict=True):
+        reached = (metric(scored, targets), -value)
+        if reached > candidate.best:
+            candidate.best, candidate.best_epoch = reached, epoch
+            candidate.kept = (candidate.weight.detach().clone(), candidate.bias.detach().clone())
 
 
 def knn_probe(
