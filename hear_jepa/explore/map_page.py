@@ -1,0 +1,139 @@
+"""A map of embeddings as one self-contained web page: look, listen, and hear what the model takes for alike.
+
+The page is `map_page.html` with the data in it: no server, no network, no library.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy
+import soundfile
+from tqdm import tqdm
+
+from hear_jepa.disk import atomic_path
+from hear_jepa.errors import AudioError
+from hear_jepa.explore.points import Point
+from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
+
+NEIGHBOURS = 10
+EXCERPT_S = 2.0
+LONGEST_READ_S = 60.0  # of a file, to find its loudest excerpt
+URLS = ("http://", "https://")
+
+
+def write_page(
+    out: str | Path,
+    title: str,
+    points: Sequence[Point],
+    places: numpy.ndarray,
+    axes: tuple[str, str],
+    nearest: tuple[numpy.ndarray, numpy.ndarray],
+    colourings: dict[str, Sequence[str]],
+    sound: Callable[[Point], bytes | None] | None = None,
+) -> None:
+    """Write the page.
+
+    places: [n, 2]; nearest: indices and cosines [n, k] of each point's neighbours; colourings: name -> a group a point;
+    sound: the Ogg file to embed for a point, None to embed none: then the page plays the files where they lie.
+    """
+    common = common_folder([point.path for point in points])
+    data = {
+        "title": title,
+        "axes": axes,
+        "names": [point.name.removeprefix(common) for point in points],
+        "x": _rounded(places[:, 0]),
+        "y": _rounded(places[:, 1]),
+        "colourings": {name: _group(members) for name, members in colourings.items()},
+        "neighbours": nearest[0].tolist(),
+        "cosines": [[round(float(cosine), 2) for cosine in row] for row in nearest[1]],
+        "files": None if sound else [url_of(point, Path(out).parent) for point in points],
+        "sounds": _encoded(points, sound) if sound else None,
+    }
+    template = (files("hear_jepa.explore") / "map_page.html").read_text(encoding="utf-8")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # never ends the script
+    with atomic_path(out) as temporary:
+        temporary.write_text(template.replace("DATA", text, 1), encoding="utf-8", errors="backslashreplace")
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """What all paths begin with, up to a separator: "birds/2024/"; "" for nothing."""
+    shared = os.path.commonprefix(paths)
+    return shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
+
+
+def url_of(point: Point, folder: str | Path) -> str:
+    """What a page in `folder` plays a point's sound from: the file's relative path, and its seconds."""
+    times = "" if point.end_s is None else f"#t={point.start_s:.3f},{point.end_s:.3f}"
+    if point.path.startswith(URLS):
+        return point.path + times
+    try:
+        path = quote(Path(os.path.relpath(point.path, folder)).as_posix())
+    except ValueError:  # on another drive
+        path = Path(point.path).absolute().as_uri()
+    return path + times
+
+
+def excerpt(point: Point) -> bytes | None:
+    """The loudest 2 s of a point's sound (of its first minute), Opus in an Ogg file; None where it cannot be read."""
+    try:
+        audio = _read(point)
+    except AudioError:
+        return None
+    length, hop = round(EXCERPT_S * SAMPLE_RATE), SAMPLE_RATE // 10
+    energy = numpy.concatenate([[0.0], numpy.cumsum(audio.astype("f8") ** 2)])
+    starts = numpy.arange(0, max(len(audio) - length, 0) + 1, hop)
+    start = starts[numpy.argmax(energy[numpy.minimum(starts + length, len(audio))] - energy[starts])]
+    audio = audio[start : start + length]
+    peak = numpy.abs(audio).max(initial=0.0)
+    file = io.BytesIO()
+    soundfile.write(file, audio * min(0.9 / max(peak, 1e-9), 100.0), SAMPLE_RATE, format="OGG", subtype="OPUS")
+    return file.getvalue()
+
+
+def _read(point: Point) -> numpy.ndarray:
+    """Samples of a point's stretch, at most a minute; for the first channel, the mix of all."""
+    end_s = min(point.start_s + LONGEST_READ_S, numpy.inf if point.end_s is None else point.end_s)
+    first, last = round(point.start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
+    pieces, n_read = [], 0
+    for block in read_blocks(point.path, 10.0):
+        channel = block[point.channel] if point.channel else block.mean(0)
+        pieces.append(channel[max(first - n_read, 0) : max(last - n_read, 0)].numpy())
+        n_read += block.shape[1]
+        if n_read >= last:
+            break
+    audio = numpy.concatenate([numpy.zeros(0, "f4"), *pieces])
+    if not len(audio) or not numpy.isfinite(audio).all():
+        raise AudioError(f"{point.name}: no sound there")
+    return audio
+
+
+def _group(members: Sequence[str]) -> dict:
+    """Distinct names, the most frequent first, and the number of each point's."""
+    counts: dict[str, int] = {}
+    for member in members:
+        counts[member] = counts.get(member, 0) + 1
+    names = sorted(counts, key=lambda name: (name == "", -counts[name], name))
+    number = {name: index for index, name in enumerate(names)}
+    return {
+        "names": [name or "no label" for name in names],
+        "counts": [counts[name] for name in names],
+        "of": [number[member] for member in members],
+    }
+
+
+def _rounded(values: numpy.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _encoded(points: Sequence[Point], sound: Callable[[Point], bytes | None]) -> list[str | None]:
+    """The sounds in base64, made by as many threads as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        sounds = tqdm(threads.map(sound, points), total=len(points), unit="sound", desc="excerpts")
+        return [None if data is None else base64.b64encode(data).decode("ascii") for data in sounds]
