@@ -3,8 +3,8 @@
 * Patch colours tell different sounds apart and equal ones not; the ticks of the frequency axis lie on the band that
   a tone of that frequency excites; time axes are the recording's seconds.
 * Self-similarity is symmetric, 1 on the diagonal, and highest between repeats of a sound.
-* The map's projection keeps clusters apart; labels are found by the end of a path; a table
-  that fits nothing is refused.
+* The map's projection has the largest variances and keeps kinds apart; neighbours are those of all cosines; labels are
+  found by the end of a path; a table that fits nothing is refused.
 * The commands write pictures.
 """
 
@@ -17,9 +17,11 @@ import torch
 
 from hear_jepa import Embedder
 from hear_jepa.cli import main
-from hear_jepa.commands.map import project, read_labels
-from hear_jepa.commands.show import draw, excerpt, mel_ticks, patch_colours, self_similarity
 from hear_jepa.errors import OptionError
+from hear_jepa.explore.labels import read_labels
+from hear_jepa.explore.projection import clusters, project
+from hear_jepa.explore.recording_picture import draw, mel_ticks, patch_colours, read_excerpt, self_similarity
+from hear_jepa.explore.similarity import Standardiser, nearest, neighbours
 from hear_jepa.model.checkpoint import save_checkpoint
 
 pytest.importorskip("matplotlib")
@@ -64,22 +66,45 @@ def test_axes_are_seconds_and_hertz(model, minute):
 
 def test_an_excerpt_is_that_part_of_the_file(tmp_path, minute):
     soundfile.write(tmp_path / "a.wav", minute[:400000].numpy(), 16000, subtype="FLOAT")
-    assert torch.equal(excerpt(tmp_path / "a.wav", 9.5, 2.0), minute[152000:184000])
-    assert len(excerpt(tmp_path / "a.wav", 24.0, 60.0)) == 16000
+    assert torch.equal(read_excerpt(tmp_path / "a.wav", 9.5, 2.0), minute[152000:184000])
+    assert len(read_excerpt(tmp_path / "a.wav", 24.0, 60.0)) == 16000
     with pytest.raises(OptionError, match="25.00 s"):
-        excerpt(tmp_path / "a.wav", 30.0, 1.0)
+        read_excerpt(tmp_path / "a.wav", 30.0, 1.0)
 
 
-def test_the_projection_keeps_clusters_apart():
+@pytest.mark.parametrize("n", [30, 300])  # fewer than dimensions, and more
+def test_the_projection_and_the_clusters_tell_kinds_apart(n):
     generator = numpy.random.default_rng(0)
-    centres = 5 * generator.normal(size=(3, 40))
-    which = numpy.arange(60) % 3
-    embeddings = (centres[which] + generator.normal(size=(60, 40))).astype("f4")
+    which = numpy.arange(n) % 3
+    embeddings = (5 * generator.normal(size=(3, 40))[which] + generator.normal(size=(n, 40))).astype("f4")
     embeddings[:, 7] = 1.0  # a dead dimension
-    places, names = project(embeddings, "pca")
+    standard = Standardiser.of(embeddings)(embeddings)
+    places, names = project(standard, "pca")
     means = numpy.stack([places[which == kind].mean(0) for kind in range(3)])
-    nearest = ((places[:, None] - means) ** 2).sum(2).argmin(1)
-    assert (nearest == which).all() and "%" in names[0]
+    assert (((places[:, None] - means) ** 2).sum(2).argmin(1) == which).all()
+    exact = numpy.linalg.svd(standard.astype("f8"), compute_uv=False) ** 2
+    numpy.testing.assert_allclose((places.astype("f8") ** 2).sum(0), exact[:2], rtol=1e-4)
+    assert f"({exact[0] / exact.sum():.0%} of the variance)" in names[0]
+    pytest.importorskip("sklearn")
+    assert len({*zip(clusters(standard, 3), which, strict=True)}) == 3
+
+
+def test_neighbours_are_those_of_all_cosines():
+    generator = numpy.random.default_rng(0)
+    embeddings = (3 + generator.normal(size=(700, 12))).astype("f4")  # more rows than are compared at once
+    embeddings[5:20] = embeddings[4]  # more equal ones than neighbours
+    directions = Standardiser.of(embeddings).directions(embeddings)
+    standard = (embeddings.astype("f8") - embeddings.mean(0)) / embeddings.std(0)
+    cosines = standard @ standard.T / numpy.outer(*2 * [numpy.linalg.norm(standard, axis=1)])
+    indices, values = neighbours(directions, 4)
+    assert indices.shape == (700, 4) and (indices != numpy.arange(700)[:, None]).all()
+    numpy.testing.assert_allclose(numpy.take_along_axis(cosines, indices, 1), values, atol=1e-5)
+    numpy.fill_diagonal(cosines, -2)
+    numpy.testing.assert_allclose(-numpy.sort(-cosines, axis=1)[:, :4], values, atol=1e-5)
+    assert (
+        neighbours(directions[:3], 10)[0].shape == (3, 2)
+        and nearest(directions, directions[:1], 999)[0].shape[1] == 700
+    )
 
 
 def test_labels_are_found_by_the_end_of_a_path(tmp_path):

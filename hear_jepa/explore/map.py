@@ -8,6 +8,7 @@ from hear_jepa.explore.labels import read_labels
 from hear_jepa.explore.points import Points, load_points
 from hear_jepa.explore.projection import clusters, project
 from hear_jepa.explore.similarity import Standardiser, neighbours
+from hear_jepa.figures import save_figure
 
 FEWEST = 3  # embeddings that make a map
 CLUSTERS = 8
@@ -21,7 +22,7 @@ def draw_picture(
     places, axes = project(Standardiser.of(found.embeddings)(found.embeddings), method)
     names = _labels(found, labels) or _folders(found)
     title = f"{len(found.points)} sounds, {Path(embeddings).name}"
-    map_picture.draw(places, names, axes, title).savefig(out, dpi=130)
+    save_figure(map_picture.draw(places, names, axes, title), out)
 
 
 def write_page(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import AudioError
+from hear_jepa.explore.colours import COLOURS, OTHER
 from hear_jepa.explore.points import Point
 from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
 
@@ -47,6 +48,8 @@ def write_page(
     data = {
         "title": title,
         "axes": axes,
+        "colours": COLOURS,
+        "other": OTHER,
         "names": [point.name.removeprefix(common) for point in points],
         "x": _rounded(places[:, 0]),
         "y": _rounded(places[:, 1]),

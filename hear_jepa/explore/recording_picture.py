@@ -1,0 +1,131 @@
+"""A picture of what a model hears in a recording: log-mel, patch embeddings as colours, self-similarity over time."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hear_jepa.errors import OptionError
+from hear_jepa.figures import new_figure
+from hear_jepa.files.audio import read_blocks
+from hear_jepa.files.live import encode_together
+from hear_jepa.model.embedder import Embedder
+from hear_jepa.model.grid import COLUMN_MS, first_centre_ms, n_timestamps, plan
+
+LONGEST_S = 60.0  # of a recording: more is not legible
+
+
+def read_excerpt(path: str | Path, start_s: float, seconds: float) -> Tensor:
+    """Seconds `start_s … start_s + seconds` of a file, [samples] at 16 kHz, mixed to mono; the rest is not decoded.
+
+    Raises OptionError for more than can be drawn, or a start that is not in the file.
+    """
+    if not 0 < seconds <= LONGEST_S or start_s < 0:
+        raise OptionError(f"--seconds must be in 0 … {LONGEST_S:.0f} and --start not negative")
+    first, last = round(start_s * 16000), round((start_s + seconds) * 16000)
+    pieces, heard = [], 0
+    for block in read_blocks(path, 10.0, mono=True):
+        pieces.append(block[0, max(first - heard, 0) : max(last - heard, 0)])
+        heard += block.shape[1]
+        if heard >= last:
+            break
+    audio = torch.cat(pieces)
+    if not len(audio):
+        raise OptionError(f"{path} ends at {heard / 16000:.2f} s, before --start {start_s}")
+    return audio
+
+
+def patch_colours(patches: Tensor) -> Tensor:
+    """[T, F, D] embeddings of patches -> [F, T, 3] in 0 … 1: their first three principal components.
+
+    Each component is stretched over the range of its values but the outermost 2 % on either side.
+    """
+    flat = patches.flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    components = min(3, *flat.shape)
+    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
+    values = flat @ directions[:components].T
+    values = torch.nn.functional.pad(values, (0, 3 - components))
+    low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
+    colours = ((values - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    return colours.unflatten(0, patches.shape[:2]).transpose(0, 1).float()
+
+
+def self_similarity(embeddings: Tensor) -> Tensor:
+    """[n, size] -> [n, n]: cosine of every two, after the mean over the recording is taken off (it is in them all)."""
+    centred = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=1)
+    return centred @ centred.T
+
+
+def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
+    """A matplotlib figure of [samples] at 16 kHz: log-mel, patches in colours, self-similarity of the timestamps."""
+    settings = model.log_mel.config
+    log_mel = model.log_mel(audio[None])[0]
+    columns, first_ms = _columns(model, audio)
+    n_freq, width = model.encoder.config.n_freq_patches, model.encoder.config.width
+    patches = columns[:, -n_freq * width :].unflatten(1, (n_freq, width))  # of the last of the served layers
+    embeddings, centres = model.timestamps(audio[None])
+    similarity, centres = self_similarity(embeddings[0]), centres[0] / 1000 + start_s
+
+    end_s = start_s + len(audio) / model.sample_rate
+    figure = new_figure(9, 11)
+    sound, colours, alike = figure.subplots(3, 1, height_ratios=(1, 1, 2.4))
+    bands = (-0.5, log_mel.shape[0] - 0.5)
+    half_frame = settings.hop_length / 2 / settings.sample_rate
+    extent = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
+    image = sound.imshow(log_mel.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma")
+    figure.colorbar(image, ax=sound, label="log-mel, standardised", pad=0.01)
+    sound.set_title(f"{title}: log-mel")
+    left = start_s + (first_ms - COLUMN_MS / 2) / 1000
+    extent = (left, left + len(patches) * COLUMN_MS / 1000, *bands)
+    colours.imshow(
+        patch_colours(patches).numpy(), origin="lower", aspect="auto", extent=extent, interpolation="nearest"
+    )
+    # The louder, the brighter: the colours alone would hide where the sound is.
+    grey = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
+    low, high = log_mel.flatten().quantile(0.05), log_mel.flatten().quantile(0.995)
+    darkness = 0.75 * (1 - ((log_mel - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))
+    colours.imshow(
+        torch.zeros_like(log_mel).numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=grey,
+        cmap="gray",
+        alpha=darkness.numpy(),
+    )
+    colours.set_title("patch embeddings: first three principal components as red, green, blue")
+    for axes in (sound, colours):
+        axes.set(xlim=(start_s, end_s), ylim=bands, xlabel="time (s)", ylabel="frequency (Hz)")
+        places, labels = mel_ticks(model)
+        axes.set_yticks(places, labels)
+    half_hop = model.hop_ms / 2000
+    edges = (centres[0].item() - half_hop, centres[-1].item() + half_hop)
+    image = alike.imshow(similarity.numpy(), origin="lower", extent=edges * 2, cmap="RdBu_r", vmin=-1, vmax=1)
+    figure.colorbar(image, ax=alike, label="cosine, the mean embedding taken off", pad=0.01)
+    alike.set(title=f"self-similarity of the timestamp embeddings, every {model.hop_ms} ms")
+    alike.set(xlabel="time (s)", ylabel="time (s)")
+    return figure
+
+
+def mel_ticks(model: Embedder, wanted=(250, 500, 1000, 2000, 4000, 7500)) -> tuple[list[float], list[str]]:
+    """Where, in mel bands, frequencies in Hz lie, and their labels: measured on the filters that the model uses."""
+    filters = model.log_mel.mel.mel_basis.detach().cpu()
+    hz = torch.linspace(0, model.sample_rate / 2, filters.shape[1])
+    centres = (filters @ hz) / filters.sum(1).clamp(min=1e-12)
+    places = [torch.searchsorted(centres, torch.tensor(float(f))).item() for f in wanted]
+    bands = []
+    for place, frequency in zip(places, wanted, strict=True):
+        upper = min(max(place, 1), len(centres) - 1)
+        below, above = centres[upper - 1].item(), centres[upper].item()
+        bands.append(upper - 1 + (frequency - below) / max(above - below, 1e-9))
+    return bands, [str(frequency) for frequency in wanted]
+
+
+def _columns(model: Embedder, audio: Tensor) -> tuple[Tensor, int]:
+    """Columns every 160 ms [T, size], and the centre of the first, in ms."""
+    windows = plan(len(audio), COLUMN_MS, model.max_columns)
+    spectrograms = [(window, model.spectrogram(audio, window.start_frame, window.n_frames)) for window in windows]
+    columns = torch.empty(n_timestamps(len(audio), COLUMN_MS), model.timestamp_embedding_size)
+    for window, embedded in encode_together(model, spectrograms):
+        columns[window.timestamps] = embedded
+    return columns, first_centre_ms(len(audio), COLUMN_MS)

@@ -1,0 +1,222 @@
+"""The page that `hear-jepa map --html` writes, in a real browser:
+
+* it loads without an error and fetches nothing; a point shows its name; a click plays that point's file, whatever signs
+  are in its name; with --embed-audio the page plays alone, in any folder;
+* the ten neighbours are those of an independent computation, in order, and play too, by click and by key;
+* search by name finds; zooming keeps what is under the pointer; colours and legend are the labels;
+* a sound that is gone is said to be gone, by the command and by the page.
+
+Needs selenium, a Chromium or Chrome, and its chromedriver.
+"""
+
+import io
+import shutil
+from urllib.parse import unquote
+
+import numpy
+import pytest
+import soundfile
+
+from hear_jepa.cli import main
+from hear_jepa.explore.map_page import excerpt
+from hear_jepa.explore.points import Point
+from hear_jepa.files.formats import load_embeddings
+from hear_jepa.model.checkpoint import save_checkpoint
+
+BROWSERS = ("chromium", "google-chrome", "chrome", "chromium-browser")
+ODD = "hum 50% #1 <b>&amp;ü?.wav"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    selenium = pytest.importorskip("selenium.webdriver", reason="the page's tests need selenium")
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("the page's tests need Chromium or Chrome, and chromedriver")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,800"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    chrome.set_script_timeout(10)
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, checkpoint):
+    """Twelve hums and twelve hisses, one of an odd name; a page that plays the files, one that holds them."""
+    folder = tmp_path_factory.mktemp("map")
+    generator = numpy.random.default_rng(0)
+    for number in range(12):
+        hum = numpy.sin(2 * numpy.pi * (150 + 20 * number) * numpy.arange(24000) / 16000)
+        (folder / "sounds").mkdir(exist_ok=True)
+        name = ODD if number == 1 else f"hum{number}.wav"
+        soundfile.write(folder / "sounds" / name, 0.3 * hum, 16000)
+        hiss = 0.05 * generator.normal(size=8000 + 1000 * number)
+        soundfile.write(folder / "sounds" / f"hiss{number}.wav", hiss, 16000)
+    rows = [f'"{path.name}",{path.name[:3]}' for path in sorted((folder / "sounds").iterdir())]
+    (folder / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    save_checkpoint(folder / "small.safetensors", checkpoint)
+    embeddings = str(folder / "e.npz")
+    model = ["--model", str(folder / "small.safetensors")]
+    assert main(["embed", str(folder / "sounds"), "--out", embeddings, *model]) == 0
+    labels = ["--labels", str(folder / "labels.csv")]
+    assert main(["map", embeddings, "--html", str(folder / "pages" / "map.html"), *labels]) == 0
+    assert main(["map", embeddings, "--html", str(folder / "alone" / "map.html"), *labels, "--embed-audio"]) == 0
+    return folder
+
+
+@pytest.fixture
+def page(browser, folder):
+    browser.get((folder / "pages" / "map.html").as_uri())
+    return browser
+
+
+def point(browser, name):
+    """The number of the point of a name, and where it is on the canvas, from its middle."""
+    number = browser.execute_script("return data.names.findIndex(name => name.includes(arguments[0]))", name)
+    place = browser.execute_script(
+        "const box = canvas.getBoundingClientRect(), i = arguments[0];"
+        "return [Math.round(screenX(i) - box.width / 2), Math.round(screenY(i) - box.height / 2)]",
+        number,
+    )
+    return number, place
+
+
+def point_at(browser, name):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    number, place = point(browser, name)
+    canvas = browser.find_element("id", "map")
+    ActionChains(browser, duration=0).move_to_element_with_offset(canvas, *place).perform()
+    return number
+
+
+def press(browser, keys):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(keys).perform()
+
+
+def click(browser, name):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    number = point_at(browser, name)
+    ActionChains(browser, duration=0).click().perform()
+    return number
+
+
+def hears(browser):
+    """Wait for sound: its address, once some of it was played."""
+    return browser.execute_async_script(
+        "const done = arguments[0], started = performance.now();"
+        "(function look() {"
+        "  if (player.currentTime > 0.02) return done(player.src);"
+        "  if (player.error || performance.now() - started > 8000) return done('silence: ' + player.src);"
+        "  setTimeout(look, 20);"
+        "})();"
+    )
+
+
+def test_it_loads_cleanly_and_alone(page, folder):
+    assert page.title == "24 sounds, e.npz"
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert page.get_log("browser") == []
+    legend = [item.text.split("\n") for item in page.find_elements("css selector", "#legend li")]
+    assert legend == [["his", "12"], ["hum", "12"]]
+
+
+@pytest.mark.parametrize("name", ["hiss7.wav", ODD])
+def test_a_point_shows_its_name_and_a_click_plays_its_file(page, name):
+    number = point_at(page, name)
+    assert page.execute_script("return hovered") == number
+    assert page.find_element("id", "tip").text == f"{name} · {name[:3]}"
+    click(page, name)
+    assert unquote(hears(page)).endswith(f"/sounds/{name}")
+    assert page.find_element("id", "chosen").text == name and page.get_log("browser") == []
+
+
+def test_the_neighbours_are_right_and_play(page, folder):
+    found = load_embeddings(folder / "e.npz")
+    standard = numpy.asarray(found.embeddings, "f8")
+    standard = (standard - standard.mean(0)) / standard.std(0)
+    standard /= numpy.linalg.norm(standard, axis=1, keepdims=True)
+    number = click(page, "hum5.wav")
+    cosines = standard @ standard[number]
+    expected = [i for i in numpy.argsort(-cosines, kind="stable") if i != number][:10]
+    listed = page.find_elements("css selector", "#neighbours button")
+    shown = [item.text.split("\n") for item in listed]
+    assert [name for name, _ in shown] == [found.paths[i].rsplit("/", 1)[1] for i in expected]
+    assert [float(cosine) for _, cosine in shown] == pytest.approx(cosines[expected].tolist(), abs=0.0051)
+
+    listed[2].click()
+    assert unquote(hears(page)).endswith(found.paths[expected[2]])
+    press(page, "\ue015")  # down
+    assert unquote(hears(page)).endswith(found.paths[expected[3]])
+    press(page, "\ue013" * 9)  # up, to the point itself and no further
+    assert hears(page).endswith("hum5.wav")
+
+
+def test_search_finds_by_name(page):
+    press(page, "/")
+    press(page, "HISS1")
+    assert page.find_element("id", "found").text == "3 found"  # 1, 10, 11
+    names = []
+    for _ in range(3):
+        press(page, "\ue007")  # enter
+        names.append(page.find_element("id", "chosen").text)
+    assert sorted(names) == ["hiss1.wav", "hiss10.wav", "hiss11.wav"] and "hiss1" in hears(page)
+    assert page.execute_script("return order.filter(shown).length") == 3
+    press(page, "\ue00c")  # escape
+    assert page.execute_script("return [matches, selected, player.paused]") == [None, None, True]
+
+
+def test_zooming_keeps_what_is_under_the_pointer(page):
+    number, before = point(page, "hum3.wav")
+    page.execute_script(
+        "canvas.dispatchEvent(new WheelEvent('wheel', {deltaY: -400, cancelable: true, clientX: screenX(arguments[0]),"
+        "clientY: screenY(arguments[0])}))",
+        number,
+    )
+    other = point(page, "hum4.wav")[1]
+    assert numpy.abs(numpy.subtract(point(page, "hum3.wav")[1], before)).max() <= 1
+    assert page.execute_script("return view.scale / fit().scale") == pytest.approx(numpy.exp(0.6))
+    press(page, "0")
+    assert page.execute_script("return view.scale / fit().scale") == 1 and other != point(page, "hum4.wav")[1]
+
+
+def test_a_page_with_its_sounds_plays_anywhere(browser, folder, tmp_path):
+    shutil.copy(folder / "alone" / "map.html", tmp_path / "moved.html")
+    browser.get((tmp_path / "moved.html").as_uri())
+    click(browser, "hiss3.wav")
+    assert hears(browser).startswith("data:audio/ogg") and browser.get_log("browser") == []
+
+
+def test_the_excerpt_is_the_loudest_part(tmp_path):
+    audio = 1e-3 * numpy.ones(16000 * 12, "f4")
+    audio[16000 * 7 : 16000 * 9] = 0.5 * numpy.sin(2 * numpy.pi * 400 * numpy.arange(32000) / 16000)
+    soundfile.write(tmp_path / "a.wav", audio, 16000)
+    sound, rate = soundfile.read(io.BytesIO(excerpt(Point(str(tmp_path / "a.wav")))))
+    sound = sound.reshape(-1, rate // 2)  # halves of a second
+    assert len(sound) == 4 and sound.std(1).min() > 0.4
+    quiet = excerpt(Point(str(tmp_path / "a.wav"), 0, 1.0, 3.0))
+    assert len(quiet) < len(excerpt(Point(str(tmp_path / "a.wav"), 0, 6.0, 10.0)))
+    assert excerpt(Point(str(tmp_path / "gone.wav"))) is None
+
+
+def test_what_is_gone_is_said(browser, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (folder / "sounds").rename(folder / "elsewhere")
+    try:
+        assert main(["map", str(folder / "e.npz"), "--html", str(tmp_path / "map.html")]) == 0
+        assert "24 sounds are not where" in capsys.readouterr().err
+        browser.get((tmp_path / "map.html").as_uri())
+        click(browser, "hum0.wav")
+        assert hears(browser).startswith("silence")
+        assert "Cannot play" in browser.find_element("id", "message").text
+    finally:
+        (folder / "elsewhere").rename(folder / "sounds")
+    browser.get_log("browser")
