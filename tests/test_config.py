@@ -24,7 +24,7 @@ def test_the_preset_paper_is_the_papers_setting():
     assert (paper.loss.kind, paper.loss.normalise_target) == ("smooth-l1", True)
     assert (paper.optim.batch_size, paper.optim.betas, paper.optim.weight_decay) == (2048, (0.9, 0.95), 0.05)
     assert paper.optim.peak_lr == pytest.approx(3e-4 * 2048 / 256)
-    assert paper.optim.warmup_steps == pytest.approx(paper.optim.steps * 20 / 300, abs=1)
+    assert paper.optim.warmup == pytest.approx(paper.optim.steps * 20 / 300, abs=1)
     assert (paper.optim.clip, paper.compute.precision) == (3.0, "fp16")
     assert (paper.ema.start, paper.ema.end, paper.ema.shape) == (0.99995, 0.99999, "linear")
 
@@ -48,7 +48,7 @@ def test_the_command_line_overrides_a_preset():
 
 @pytest.mark.parametrize("frames", [0, 8, 200])
 def test_frames_are_whole_patches(frames):
-    with pytest.raises(OptionError, match=f"{frames}.*multiple of 16"):
+    with pytest.raises(OptionError, match=f"{frames}.*multiple of the patch"):
         EncoderConfig(frames=frames).vit(80)
 
 

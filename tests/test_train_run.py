@@ -255,7 +255,7 @@ def test_refusals(config, tmp_path):
         loop.train(replace(config, resume=True))
     with pytest.raises(OptionError, match="multiple of 3"):
         loop.train(replace(config, out=tmp_path / "x", optim=replace(config.optim, accumulation=3)))
-    with pytest.raises(HearJepaError, match="multiple of 16"):
+    with pytest.raises(HearJepaError, match="multiple of the patch"):
         loop.train(replace(config, out=tmp_path / "x", encoder=replace(config.encoder, frames=100)))
     with pytest.raises(HearJepaError, match="top-layers is 3.*2 layers"):
         loop.train(replace(config, out=tmp_path / "x", target=TargetConfig(top_layers=3)))

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hear_jepa.model.vit import SIZES, Attention, ViT, ViTConfig, patchify, sine_cosine_positions
+from hear_jepa.model.vit import Attention, ViT, ViTConfig, patchify, sine_cosine_positions
 
 CONFIG = ViTConfig(width=48, depth=3, heads=3)
 
@@ -128,14 +128,6 @@ def test_recomputed_activations_give_the_same_gradients(encoder):
         gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("size, millions", [("tiny", 5.4), ("small", 21.4), ("base", 85.3)])
-def test_sizes_are_those_of_the_paper(size, millions):
-    width, depth, heads = SIZES[size]
-    with torch.device("meta"):
-        encoder = ViT(ViTConfig(width, depth, heads))
-    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_impossible_architectures_are_refused():
