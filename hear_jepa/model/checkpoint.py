@@ -1,13 +1,13 @@
 """The weights file: one safetensors file with an encoder's weights, its configuration and where it comes from.
 
-The header holds `format`, `version`, `config` (JSON: encoder, front end, what is served), `provenance` (JSON, free
-form; `untrained` is true in a placeholder), `config_sha256` and `weights_sha256`, which tell an altered file from a
-sound one.
-Loading is strict and runs no pickle.
+The header holds `format`, `version`, `config` (JSON: encoder, front end, what is served), `licence` of the weights,
+`provenance` (JSON, free form; `untrained` is true in a placeholder) and `sha256`, a checksum of it all, which tells an
+altered file from a sound one. Loading is strict, runs no pickle, and checks every number before it allocates anything.
 """
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hear_jepa.disk import atomic_path
-from hear_jepa.errors import CheckpointError
+from hear_jepa.disk import atomic_path, file_sha256
+from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.model.front_end import FrontEndConfig
-from hear_jepa.model.vit import ViT, ViTConfig
+from hear_jepa.model.grid import Grid
+from hear_jepa.model.pooling import check_pooling
+from hear_jepa.model.vit import POSITIONS, ViT, ViTConfig
 
 FORMAT = "hear_jepa"
-VERSION = "1"
-HEADER_KEYS = ("format", "version", "config", "provenance", "config_sha256", "weights_sha256")
+VERSION = "2"
+READABLE = ("1", "2")  # version 1 had no patch, positions, pooling or licence: their defaults
+HEADER_KEYS = {
+    "1": ("format", "version", "config", "provenance", "weights_sha256"),
+    "2": ("format", "version", "config", "licence", "provenance", "sha256"),
+}
+DTYPES = ("F64", "F32", "F16", "BF16")
+ENCODERS = ("context", "target")
+RANGES: dict[type, dict[str, tuple[float, float]]] = {  # least and greatest value of every number of a configuration
+    ViTConfig: {
+        "width": (1, 2**14),
+        "depth": (1, 256),
+        "heads": (1, 1024),
+        "n_freq_patches": (1, 1024),
+        "n_time_patches": (1, 2**14),
+        "mlp_ratio": (1e-3, 64),
+        "norm_eps": (1e-12, 0.1),
+        "patch_mels": (1, 1024),
+        "patch_frames": (1, 1024),
+    },
+    FrontEndConfig: {
+        "sample_rate": (1000, 768_000),
+        "n_fft": (16, 8192),
+        "hop_length": (1, 8192),
+        "n_mels": (1, 1024),
+        "f_min": (0, 384_000),
+        "f_max": (1, 384_000),
+        "mean": (-1e4, 1e4),
+        "std": (1e-6, 1e4),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -39,13 +70,14 @@ class ServedConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded weights file; `weights` are float32, named as in `ViT.state_dict()`."""
+    """A loaded weights file; `weights` are float32, named as in `ViT.state_dict()`; `licence` is theirs."""
 
     encoder: ViTConfig
     weights: dict[str, Tensor]
     front_end: FrontEndConfig = FrontEndConfig()
     served: ServedConfig = ServedConfig()
     provenance: dict[str, Any] = field(default_factory=dict)
+    licence: str = "unknown"
 
     @property
     def untrained(self) -> bool:
@@ -57,6 +89,11 @@ class Checkpoint:
         """The served layers, the last where the file names none."""
         return self.served.layers or (self.encoder.depth,)
 
+    @property
+    def grid(self) -> Grid:
+        """How sound is cut. Raises `OptionError` where front end and encoder contradict each other."""
+        return grid_of(self.front_end, self.encoder)
+
     def build(self) -> ViT:
         """The encoder with these weights (shared, not copied), in evaluation mode."""
         with torch.device("meta"):  # nothing is drawn that the weights would replace
@@ -65,19 +102,35 @@ class Checkpoint:
         return encoder.eval().requires_grad_(False)
 
 
+def grid_of(front_end: FrontEndConfig, encoder: ViTConfig) -> Grid:
+    """The grid on which an encoder sees a front end. Raises `OptionError` where the two contradict each other."""
+    if front_end.n_mels != encoder.n_freq_patches * encoder.patch_mels:
+        raise OptionError(
+            f"n_mels is {front_end.n_mels}: the encoder has n_freq_patches = {encoder.n_freq_patches} rows of "
+            f"patch_mels = {encoder.patch_mels} bands"
+        )
+    return Grid(
+        sample_rate=front_end.sample_rate,
+        hop_length=front_end.hop_length,
+        n_mels=front_end.n_mels,
+        patch_mels=encoder.patch_mels,
+        patch_frames=encoder.patch_frames,
+        columns=encoder.n_time_patches,
+    )
+
+
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> str:
-    """Write the file atomically (temporary file, fsync, rename), the weights stored as `dtype`; return its SHA-256."""
-    path = Path(path)
+    """Write the file atomically, the weights stored as `dtype`; return its SHA-256."""
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in checkpoint.weights.items()}
     config = {part: asdict(getattr(checkpoint, part)) for part in ("encoder", "front_end", "served")}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "config": json.dumps(config),
+        "licence": checkpoint.licence,
         "provenance": json.dumps(checkpoint.provenance),
-        "weights_sha256": weights_sha256(weights),
     }
-    header["config_sha256"] = _config_sha256(header)
+    header["sha256"] = _checksum(header, weights)
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata=header)
     return file_sha256(path)
@@ -86,39 +139,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read and verify a weights file. Raises `CheckpointError` with what is wrong and what to do."""
     path = Path(path)
-    header, weights = _read(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is a safetensors file but not one of hear_jepa (format {header.get('format')!r}): "
-            "`hear-jepa convert` reads foreign layouts"
-        )
-    if header.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {header.get('version')!r}, this package reads {VERSION!r}: "
-            "upgrade hear-jepa, or take a checkpoint made for this release"
-        )
-    missing = [key for key in HEADER_KEYS if key not in header]
-    if missing:
-        raise CheckpointError(f"{path}: its header lacks {', '.join(missing)}: fetch or export the file again")
-    if weights_sha256(weights) != header["weights_sha256"]:
-        raise CheckpointError(f"{path} was altered: its weights do not match their checksum; fetch the file again")
-    if _config_sha256(header) != header["config_sha256"]:
-        raise CheckpointError(f"{path} was altered: its configuration does not match its checksum; fetch it again")
-    try:
-        config = json.loads(header["config"])
-        served = dict(config["served"])
-        served["layers"] = tuple(served.get("layers", ()))
-        checkpoint = Checkpoint(
-            encoder=_strict(ViTConfig, config["encoder"]),
-            front_end=_strict(FrontEndConfig, config["front_end"]),
-            served=_strict(ServedConfig, served),
-            provenance=json.loads(header["provenance"]),
-            weights={name: tensor.float() for name, tensor in weights.items()},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its configuration cannot be read ({error}); export the file again") from error
-    check_shapes(path, checkpoint)
-    return checkpoint
+    with _open(path) as file:
+        header = file.metadata() or {}
+        check_header(path, header)
+        checkpoint = _read_config(path, header)
+        _check_tensors(path, checkpoint, file)
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check_sums(path, header, weights)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite weights; take another copy, or an earlier one")
+    return replace(checkpoint, weights={name: tensor.float() for name, tensor in weights.items()})
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -128,6 +159,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "path": str(path),
         "sha256": file_sha256(path),
         "bytes": Path(path).stat().st_size,
+        "licence": checkpoint.licence,
         "parameters": sum(tensor.numel() for name, tensor in checkpoint.weights.items() if name != "pos_embed"),
         "encoder": asdict(checkpoint.encoder),
         "front_end": asdict(checkpoint.front_end),
@@ -146,30 +178,141 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _config_sha256(header: dict[str, str]) -> str:
-    return hashlib.sha256(f"{header['config']}\n{header['provenance']}".encode()).hexdigest()
+# ---------------------------------------------------------------- checks
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def check_header(path: Path, header: dict[str, str]) -> None:
+    """Raise `CheckpointError` unless this is the header of a weights file that this package reads."""
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file but not one of hear_jepa (format {header.get('format')!r}): "
+            "`hear-jepa convert` reads the files of other families"
+        )
+    version = header.get("version", "")
+    if version not in READABLE:
+        raise CheckpointError(
+            f"{path} has format version {version!r}, this package reads {' and '.join(READABLE)}: "
+            "upgrade hear-jepa, or take a checkpoint made for this release"
+        )
+    missing = [key for key in HEADER_KEYS[version] if key not in header]
+    if missing:
+        raise CheckpointError(f"{path}: its header lacks {', '.join(missing)}: fetch or export the file again")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def check_config(checkpoint: Checkpoint) -> None:
+    """Raise `OptionError`, with the field's name, for a number out of range or in contradiction to another."""
+    encoder, front_end, served = checkpoint.encoder, checkpoint.front_end, checkpoint.served
+    for config in (encoder, front_end):
+        for name, (least, greatest) in RANGES[type(config)].items():
+            value = getattr(config, name)
+            if not (math.isfinite(value) and least <= value <= greatest):
+                raise OptionError(f"{name} is {value}: it must be in {least:g} … {greatest:g}")
+    if encoder.width % encoder.heads:
+        raise OptionError(f"heads is {encoder.heads}: the width {encoder.width} must be a multiple of it")
+    if encoder.positions not in POSITIONS:
+        raise OptionError(f"positions is {encoder.positions!r}: known are {', '.join(POSITIONS)}")
+    if not front_end.f_min < front_end.f_max <= front_end.sample_rate / 2:
+        raise OptionError(
+            f"f_max is {front_end.f_max}: it must be above f_min, {front_end.f_min}, and at most half the sample_rate"
+        )
+    grid = checkpoint.grid
+    grid.check_hop(served.scene_hop_ms, "scene_hop_ms")
+    check_pooling(served.pooling)
+    if served.encoder not in ENCODERS:
+        raise OptionError(f"the served encoder is {served.encoder!r}: known are {', '.join(ENCODERS)}")
+    if not all(type(layer) is int and 1 <= layer <= encoder.depth for layer in served.layers):
+        raise OptionError(f"the served layers are {served.layers}: the encoder has layers 1 … {encoder.depth}")
+
+
+def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int, ...]]) -> None:
+    """Raise `CheckpointError` unless the weights are, tensor by tensor, those that the configuration describes."""
+    config = checkpoint.encoder
+    positions = (config.n_patches, config.width)
+    if found.get("pos_embed") == positions:  # else the encoder might be far larger than the file
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in ViT(config).state_dict().items()}
+    else:
+        expected = found | {"pos_embed": positions}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path} does not hold the encoder that its configuration describes: {name} is "
+            f"{found.get(name, 'absent')}, not {expected.get(name, 'part of it')} ({len(wrong)} such tensors)"
+        )
+
+
+def _check_tensors(path: Path, checkpoint: Checkpoint, file: Any) -> None:
+    """Names, shapes and types, before a tensor is read."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in slices.items():
+        if tensor.get_dtype() not in DTYPES:
+            raise CheckpointError(f"{path}: {name} is of type {tensor.get_dtype()}, not one of {', '.join(DTYPES)}")
+    check_shapes(path, checkpoint, {name: tuple(tensor.get_shape()) for name, tensor in slices.items()})
+
+
+def _read_config(path: Path, header: dict[str, str]) -> Checkpoint:
+    """Everything but the weights."""
+    try:
+        config = json.loads(header["config"])
+        provenance = json.loads(header["provenance"])
+        checkpoint = Checkpoint(
+            encoder=_strict(ViTConfig, config["encoder"]),
+            weights={},
+            front_end=_strict(FrontEndConfig, config["front_end"]),
+            served=_strict(ServedConfig, config["served"]),
+            provenance=provenance if isinstance(provenance, dict) else {},
+            licence=header.get("licence", "unknown"),
+        )
+        check_config(checkpoint)
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be used ({error}); export the file again") from error
+    return checkpoint
+
+
+def _check_sums(path: Path, header: dict[str, str], weights: dict[str, Tensor]) -> None:
+    if header["version"] == "1":
+        sound = weights_sha256(weights) == header["weights_sha256"]
+    else:
+        sound = _checksum(header, weights) == header["sha256"]
+    if not sound:
+        raise CheckpointError(f"{path} was altered: it does not match its checksum; fetch the file again")
+
+
+def _checksum(header: dict[str, str], weights: dict[str, Tensor]) -> str:
+    parts = [header["config"], header["licence"], header["provenance"], weights_sha256(weights)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _strict(kind: type, values: dict[str, Any]) -> Any:
+    """A configuration of values of the right types, and of known names only."""
+    known = {f.name: f for f in fields(kind)}
+    unknown = values.keys() - known.keys()
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} in {kind.__name__}")
+    checked = {}
+    for name, value in values.items():
+        default = known[name].default
+        if isinstance(default, tuple):
+            value = tuple(value)
+        elif type(default) is float and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise ValueError(f"{name} is {value!r}: it must be of type {type(default).__name__}")
+        checked[name] = value
+    return kind(**checked)
+
+
+def _open(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}: give a path, or the name of a shipped one")
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         if _first_bytes(path) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
                 f"{path} is a pickle (.pt, .pth or .ckpt), which is never loaded here: "
-                "turn it into safetensors with `hear-jepa convert`"
+                f"turn it into our format with `hear-jepa convert {path} --out NAME.safetensors`"
             ) from error
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}): it is truncated or damaged; fetch it again"
@@ -182,27 +325,3 @@ def _first_bytes(path: Path) -> bytes:
             return file.read(2)
     except OSError:
         return b""
-
-
-def _strict(kind: type, values: dict[str, Any]) -> Any:
-    unknown = set(values) - {f.name for f in fields(kind)}
-    if unknown:
-        raise ValueError(f"unknown {', '.join(sorted(unknown))} in {kind.__name__}")
-    return kind(**values)
-
-
-def check_shapes(path: Path, checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` unless the weights are, tensor by tensor, those that the configuration describes."""
-    try:
-        with torch.device("meta"):
-            expected = {name: tuple(t.shape) for name, t in ViT(checkpoint.encoder).state_dict().items()}
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: its configuration describes no encoder ({error}); export it again") from error
-    found = {name: tuple(t.shape) for name, t in checkpoint.weights.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"{path} does not hold the encoder that its configuration describes: {name} is "
-            f"{found.get(name, 'absent')}, not {expected.get(name, 'part of it')} ({len(wrong)} such tensors)"
-        )

@@ -1,22 +1,24 @@
 """Embedder: waveform -> log-mel -> windows of patches -> columns -> scene or timestamp embeddings.
 
-A column is 160 ms of sound: the embeddings of its 5 frequency patches, concatenated, layer after layer. Windows of
-one length are encoded together, whichever clip or row of columns they come from, so the cost does not depend on how
-sound is spread over clips, and what is encoded never depends on a clip's neighbours.
+A column is as wide as a patch (160 ms in the paper): the embeddings of its frequency patches, concatenated, layer after
+layer. `WindowBatcher` is the one place where windows are encoded: those of one length together, whichever recording or
+phase they come from, so the cost does not depend on how sound is spread over recordings, and what is encoded never
+depends on a recording's neighbours.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hear_jepa.errors import OptionError
+from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint
 from hear_jepa.model.front_end import LogMel
-from hear_jepa.model.grid import HOPS_MS, Window, n_timestamps, plan, timestamps_ms
+from hear_jepa.model.grid import Grid, Window
+from hear_jepa.model.pooling import POOLINGS, Pool, check_pooling
 from hear_jepa.model.vit import patchify
 
 if TYPE_CHECKING:
@@ -24,42 +26,51 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16")
 SPECTROGRAM_CHUNK = 3000  # frames (30 s) of log-mel computed at once: bounds the memory of a long recording
+WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
+DEFAULT_HOP_MS = 40  # HEAR suggests at most 50
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Embedder(nn.Module):
-    """What `load_model` returns. Embeds 16 kHz mono audio; keeps no state between calls, so threads may share it.
+    """What `load_model` returns. Embeds mono audio at `sample_rate`; keeps no state between calls, so threads may share
+    it.
 
-    checkpoint: the encoder, its front end and the layers it serves;
-    hop_ms: distance of timestamps, one of 10, 20, 40, 80, 160;
-    scene_hop_ms: distance of the columns whose mean is a scene, likewise: 160 takes each part of a clip once, as the
-        paper does; finer ones take it at several alignments to the patches, for as many times the work;
+    checkpoint: the encoder, its front end and what it serves;
+    hop_ms: distance of timestamps, one of `grid.hops_ms`; by default 40, or a column where that is shorter;
+    scene_hop_ms: distance of the columns that a scene is made of, likewise: a column's width takes each part of a clip
+        once, as the paper does; finer ones take it at several phases, for as many times the work;
     layers: 1 … depth, negative counting from the last (-1), an int or several, whose outputs are concatenated;
     precision: "float32", or "bfloat16" to run the encoder (never the front end) under autocast;
-    batch_windows: windows of the trained duration (2.08 s) encoded at once: bounds the memory.
+    batch_windows: windows of the trained duration encoded at once: bounds the memory;
+    pooling: of a scene's columns, "mean" or "mean+std" (mean and standard deviation, twice the size).
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        hop_ms: int = 40,
+        hop_ms: int | None = None,
         layers: int | Sequence[int] | None = None,
         precision: str = "float32",
         batch_windows: int = 16,
         scene_hop_ms: int | None = None,
+        pooling: str | None = None,
     ):
         super().__init__()
-        self.hop_ms = check_hop(hop_ms)
-        served = checkpoint.served.scene_hop_ms if scene_hop_ms is None else scene_hop_ms
-        self.scene_hop_ms = check_hop(served, "scene_hop_ms")
+        self.grid: Grid = checkpoint.grid
+        default_hop = DEFAULT_HOP_MS if DEFAULT_HOP_MS in self.grid.hops_ms else self.grid.column_ms
+        self.hop_ms = self.grid.check_hop(default_hop if hop_ms is None else hop_ms)
+        served_hop = checkpoint.served.scene_hop_ms if scene_hop_ms is None else scene_hop_ms
+        self.scene_hop_ms = self.grid.check_hop(served_hop, "scene_hop_ms")
+        self.pooling = check_pooling(checkpoint.served.pooling if pooling is None else pooling)
         self.layers = check_layers(checkpoint.layers if layers is None else layers, checkpoint.encoder.depth)
         self.precision = check_precision(precision)
         self.batch_windows = check_batch_windows(batch_windows)
         self.log_mel = LogMel(checkpoint.front_end)
         self.encoder = checkpoint.build()
-        self.sample_rate: int = checkpoint.front_end.sample_rate
-        column_size = checkpoint.encoder.n_freq_patches * checkpoint.encoder.width
-        self.scene_embedding_size: int = len(self.layers) * column_size
-        self.timestamp_embedding_size: int = self.scene_embedding_size
+        self.sample_rate: int = self.grid.sample_rate
+        self.timestamp_embedding_size: int = len(self.layers) * self.grid.rows * checkpoint.encoder.width
+        self.scene_embedding_size: int = POOLINGS[self.pooling] * self.timestamp_embedding_size
         self.eval()
 
     @property
@@ -67,14 +78,15 @@ class Embedder(nn.Module):
         """Where the weights are, and where embeddings are returned."""
         return self.encoder.pos_embed.device
 
-    @property
-    def max_columns(self) -> int:
-        """Columns of a window: the trained duration."""
-        return self.encoder.config.n_time_patches
-
     def hop_of(self, kind: str) -> int:
-        """Distance in ms of the columns that embeddings of a kind, "scene" or "timestamps", are made of."""
+        """Distance in ms of the columns that embeddings of a kind are made of: "scene", or others."""
         return self.scene_hop_ms if kind == "scene" else self.hop_ms
+
+    def size_of(self, kind: str) -> int:
+        """Size of an embedding of a kind: "scene", or others."""
+        return self.scene_embedding_size if kind == "scene" else self.timestamp_embedding_size
+
+    # ---------------------------------------------------------------- embeddings
 
     def forward(self, audio: Tensor) -> Tensor:
         """Scene embeddings of [B, samples]: [B, scene_embedding_size]."""
@@ -82,22 +94,36 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def scenes(self, clips: Sequence[Tensor] | Tensor) -> Tensor:
-        """Mean over time of each clip's columns, `scene_hop_ms` apart. clips: 1-D waveforms of any lengths, or
-        [B, samples]."""
-        embeddings = torch.zeros(len(clips), self.scene_embedding_size, device=self.device)
+        """Pooled columns of each clip, `scene_hop_ms` apart: [clips, scene_embedding_size].
+
+        clips: 1-D waveforms of any lengths, or [B, samples]. Raises `AudioError` where an embedding is not finite.
+        """
+        pools = [Pool(self.pooling) for _ in range(len(clips))]
         for number, _, columns in self.encode_clips(clips, self.scene_hop_ms):
-            embeddings[number] += columns.sum(0)
-        counts = [n_timestamps(len(clip), self.scene_hop_ms) for clip in clips]
-        return embeddings / torch.tensor(counts, device=self.device)[:, None]
+            pools[number].add(columns)
+        return check_finite(torch.stack([pool.embedding() for pool in pools]))
 
     @torch.no_grad()
     def timestamps(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, samples] -> embeddings [B, n_timestamps, size] and their centres [B, n_timestamps] in milliseconds."""
-        centres = timestamps_ms(audio.shape[1], self.hop_ms).to(self.device)
-        embeddings = torch.empty(len(audio), len(centres), self.timestamp_embedding_size, device=self.device)
-        for number, window, columns in self.encode_clips(audio, self.hop_ms):
-            embeddings[number, window.timestamps] = columns
-        return embeddings, centres.expand(len(audio), -1).clone()
+        """[B, samples] -> embeddings [B, n_timestamps, size] and their centres [B, n_timestamps] in milliseconds.
+
+        Raises `AudioError` where an embedding is not finite.
+        """
+        centres = self.grid.timestamps_ms(audio.shape[1], self.hop_ms).to(self.device)
+        return check_finite(self.columns(audio, self.hop_ms)), centres.expand(len(audio), -1).clone()
+
+    def columns(self, audio: Tensor, hop_ms: int | None = None) -> Tensor:
+        """[B, samples] -> columns [B, n_timestamps, size], `hop_ms` apart (a column's width by default).
+
+        Differentiable, for fine-tuning: `model.encoder.requires_grad_(True).train()` first.
+        """
+        hop_ms = self.grid.check_hop(self.grid.column_ms if hop_ms is None else hop_ms)
+        count = self.grid.n_timestamps(audio.shape[1], hop_ms)
+        size = self.timestamp_embedding_size
+        columns = torch.empty(len(audio), count, size, device=self.device, dtype=torch.float32)
+        for number, window, embedded in self.encode_clips(audio, hop_ms):
+            columns[number, window.timestamps] = embedded
+        return columns
 
     def embed(self, waveform: Tensor, sample_rate: int, kind: str = "scene") -> Tensor | tuple[Tensor, Tensor]:
         """One recording, [samples] or [channels, samples], at any rate: mixed to mono and resampled, then embedded.
@@ -115,63 +141,101 @@ class Embedder(nn.Module):
         return embed_files(self, paths, kind, **options)
 
     def embed_stream(self, blocks: Iterable[Tensor], sample_rate: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Embed a recording while it is being heard. See `hear_jepa.files.live.embed_stream`."""
+        """Embed a recording while it arrives. See `hear_jepa.files.live.embed_stream`."""
         from hear_jepa.files.live import embed_stream
 
         return embed_stream(self, blocks, sample_rate or self.sample_rate)
 
-    @torch.no_grad()
+    # ---------------------------------------------------------------- the engine
+
     def encode_clips(self, clips: Sequence[Tensor] | Tensor, hop_ms: int) -> Iterator[tuple[int, Window, Tensor]]:
         """Encode 1-D clips of any lengths, their windows batched together.
 
-        Yields, for every window of every clip (see `windows.plan`), the clip's number, the window, and the embeddings
-        of its new columns [n, size]. The windows of one clip come in no promised order.
+        Yields, for every window of every clip (see `Grid.plan`), the clip's number, the window, and the embeddings of
+        its new columns [n, size]. The windows of one clip come in no promised order.
         """
-        waiting: dict[int, list[tuple[int, Window, Tensor]]] = defaultdict(list)  # by number of columns
+        batcher: WindowBatcher[int] = WindowBatcher(self)
         for number, clip in enumerate(clips):
-            windows = plan(len(clip), hop_ms, self.max_columns)
+            windows = self.grid.plan(len(clip), hop_ms)
             first_frame = min(window.start_frame for window in windows)
             last_frame = max(window.start_frame + window.n_frames for window in windows)
             spectrogram = self.spectrogram(clip, first_frame, last_frame - first_frame)
             for window in windows:
                 start = window.start_frame - first_frame
-                batch = waiting[window.n_columns]
-                batch.append((number, window, spectrogram[:, start : start + window.n_frames]))
-                if len(batch) * window.n_columns >= self.batch_windows * self.max_columns:
-                    yield from self._encode_batch(waiting.pop(window.n_columns))
-        for batch in waiting.values():
-            yield from self._encode_batch(batch)
+                yield from batcher.add(number, window, spectrogram[:, start : start + window.n_frames])
+        yield from batcher.flush()
 
-    @torch.no_grad()
-    def encode_windows(self, spectrograms: Tensor) -> Tensor:
-        """Log-mel windows [N, mels, 16·T], T at most `max_columns` -> columns [N, T, size], float32."""
-        patches = patchify(spectrograms)
+    def encode_windows(self, spectrograms: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Log-mel windows [N, mels, T · patch_frames], T at most `grid.columns` -> columns [N, T, size], float32.
+
+        visible: bool [N, T], the columns that the others may attend to; all of them without it.
+        """
+        patches = patchify(spectrograms, self.grid.patch_mels, self.grid.patch_frames)
+        visible = None if visible is None else visible.repeat_interleave(self.grid.rows, dim=1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            outputs = self.encoder(patches, layers=self.layers)
-        n_freq = self.encoder.config.n_freq_patches
-        return torch.cat([layer.float().unflatten(1, (-1, n_freq)).flatten(2) for layer in outputs], dim=2)
+            outputs = self.encoder(patches, layers=self.layers, visible=visible)
+        return torch.cat([layer.float().unflatten(1, (-1, self.grid.rows)).flatten(2) for layer in outputs], dim=2)
 
     @torch.no_grad()
     def spectrogram(self, clip: Tensor, first_frame: int, n_frames: int) -> Tensor:
         """Log-mel [mels, n_frames] of a 1-D clip, silence outside it, computed a chunk at a time."""
         audio = clip[None].to(self.device, torch.float32)
-        result = torch.empty(self.log_mel.config.n_mels, n_frames, device=self.device)
+        result = torch.empty(self.grid.n_mels, n_frames, device=self.device, dtype=torch.float32)
         for start in range(0, n_frames, SPECTROGRAM_CHUNK):
             count = min(SPECTROGRAM_CHUNK, n_frames - start)
             result[:, start : start + count] = self.log_mel.frames(audio, first_frame + start, count)[0]
         return result
 
-    def _encode_batch(self, batch: list[tuple[int, Window, Tensor]]) -> Iterator[tuple[int, Window, Tensor]]:
-        columns = self.encode_windows(torch.stack([spectrogram for _, _, spectrogram in batch]))
-        for (number, window, _), embedded in zip(batch, columns, strict=True):
-            yield number, window, embedded[window.first_new :]
+
+class WindowBatcher(Generic[Key]):
+    """Collects windows of any recordings until a batch of one length is full, and encodes it.
+
+    What waits is bounded, however many lengths there are. `batch_columns`: columns encoded at once, by default those of
+    the embedder's `batch_windows`.
+    """
+
+    def __init__(self, embedder: Embedder, batch_columns: float | None = None):
+        self._embedder = embedder
+        self._batch_columns = batch_columns or embedder.batch_windows * embedder.grid.columns
+        self._waiting: dict[int, list[tuple[Key, Window, Tensor]]] = defaultdict(list)  # by number of columns
+
+    def add(self, key: Key, window: Window, spectrogram: Tensor) -> Iterator[tuple[Key, Window, Tensor]]:
+        """Take a window of the recording `key` and its log-mel [mels, frames].
+
+        Yields (key, window, its new columns [n, size]) of every window that this makes encoded.
+        """
+        batch = self._waiting[window.n_columns]
+        batch.append((key, window, spectrogram))
+        if len(batch) * window.n_columns >= self._batch_columns:
+            yield from self._encode(window.n_columns)
+        while self._waiting_columns() >= WAITING_BATCHES * self._batch_columns:
+            yield from self._encode(max(self._waiting, key=lambda length: length * len(self._waiting[length])))
+
+    def flush(self) -> Iterator[tuple[Key, Window, Tensor]]:
+        """Encode what is left."""
+        for length in sorted(self._waiting):
+            yield from self._encode(length)
+
+    def _waiting_columns(self) -> int:
+        return sum(length * len(batch) for length, batch in self._waiting.items())
+
+    def _encode(self, length: int) -> Iterator[tuple[Key, Window, Tensor]]:
+        batch = self._waiting.pop(length)
+        columns = self._embedder.encode_windows(torch.stack([spectrogram for *_, spectrogram in batch]))
+        for (key, window, _), embedded in zip(batch, columns, strict=True):
+            yield key, window, embedded[window.first_new :]
 
 
-def check_hop(hop_ms: int, name: str = "hop_ms") -> int:
-    """Raise `OptionError` unless columns can be `hop_ms` apart."""
-    if isinstance(hop_ms, bool) or hop_ms not in HOPS_MS:
-        raise OptionError(f"{name} must be one of {', '.join(map(str, HOPS_MS))}, not {hop_ms!r}")
-    return int(hop_ms)
+def check_finite(embeddings: Tensor) -> Tensor:
+    """Raise `AudioError` unless the embeddings [clips, …] are finite."""
+    finite = torch.isfinite(embeddings).flatten(1).all(1)
+    if not finite.all():
+        clips = (~finite).nonzero().flatten().tolist()
+        raise AudioError(
+            f"the embeddings of clip {', '.join(map(str, clips[:8]))} of {len(finite)} are not finite: "
+            "its samples are too large for float32, give audio in [-1, 1]"
+        )
+    return embeddings
 
 
 def check_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
