@@ -22,8 +22,9 @@ from torch import Tensor
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings
 from hear_jepa.model.checkpoint import Checkpoint
-from hear_jepa.model.grid import n_timestamps
-from hear_jepa.model.vit import PATCH, SIZES, ViT, ViTConfig
+from hear_jepa.model.vit import ViT, ViTConfig
+
+SIZES = {"tiny": (192, 6, 3), "small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads
 
 SECOND = 16000
 WINDOW = 33280  # samples of the trained duration, 2.08 s
@@ -75,13 +76,13 @@ def report_matmul_rate(model: Embedder, alternate: Alternate) -> None:
 def scene_operations(model: Embedder, n_samples: int) -> float:
     """Floating-point operations of matrix multiplications for the tokens of one clip's columns; two a multiply-add."""
     config = model.encoder.config
-    columns = n_timestamps(n_samples, 160)
+    columns = model.grid.n_timestamps(n_samples, 160)
     operations = 0
-    for start in range(0, columns, model.max_columns):  # the columns that the last window repeats are not counted
-        tokens = config.n_freq_patches * min(model.max_columns, columns - start)
+    for start in range(0, columns, model.grid.columns):  # the columns that the last window repeats are not counted
+        tokens = config.n_freq_patches * min(model.grid.columns, columns - start)
         linear = config.width**2 * (4 + 2 * config.mlp_ratio)
         attention = 2 * config.width * tokens
-        operations += 2 * tokens * (PATCH * PATCH * config.width + config.depth * (linear + attention))
+        operations += 2 * tokens * (model.grid.patch_size * config.width + config.depth * (linear + attention))
     return operations
 
 
@@ -123,9 +124,9 @@ def report_memory(size: str, threads: int) -> None:
 import resource, torch, warnings
 from hear_jepa import Embedder, get_scene_embeddings
 from hear_jepa.model.checkpoint import Checkpoint
-from hear_jepa.model.vit import SIZES, ViT, ViTConfig
+from hear_jepa.model.vit import ViT, ViTConfig
 torch.set_num_threads({threads})
-width, depth, heads = SIZES[{size!r}]
+width, depth, heads = {SIZES[size]}
 config = ViTConfig(width=width, depth=depth, heads=heads)
 model = Embedder(Checkpoint(config, ViT(config).state_dict()))
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

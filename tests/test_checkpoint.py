@@ -3,13 +3,16 @@
 * what is saved is loaded: configuration, provenance, and weights bit for bit (or rounded to float16 where asked);
 * the file is one safetensors file that other tools read; its SHA-256 is told; writing is atomic and replaces;
 * truncated, altered, pickled, foreign, of an unknown version, of another architecture: each refused with its message;
+* of many hostile headers, every one is refused with a message, and soon, or serves what it says: never anything else;
+* weights that are NaN, infinite, or integers are refused; files of format version 1 load;
 * no pickle is ever run.
 """
 
-import hashlib
+import dataclasses
 import json
 import os
 import pickle
+import random
 from dataclasses import replace
 
 import pytest
@@ -18,8 +21,10 @@ from conftest import random_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hear_jepa.disk import file_sha256
 from hear_jepa.errors import CheckpointError
-from hear_jepa.model.checkpoint import ServedConfig, describe, file_sha256, load_checkpoint, save_checkpoint
+from hear_jepa.model import checkpoint as checkpoint_module
+from hear_jepa.model.checkpoint import ServedConfig, describe, load_checkpoint, save_checkpoint, weights_sha256
 from hear_jepa.model.front_end import FrontEndConfig
 
 
@@ -27,18 +32,32 @@ from hear_jepa.model.front_end import FrontEndConfig
 def saved(tmp_path):
     checkpoint = random_checkpoint(
         front_end=FrontEndConfig(mean=-5.5, std=3.25),
-        served=ServedConfig("target", (1, 3)),
+        served=ServedConfig("target", (1, 3), 40, "mean+std"),
         provenance={"hours": 25.5, "corpus": "freely licensed — ü"},
+        licence="CC-BY-4.0",
     )
     path = tmp_path / "folder" / "model.safetensors"
     return checkpoint, path, save_checkpoint(path, checkpoint)
 
 
 def rewrite(path, weights=None, **header):
-    """The same file with other weights or header fields, checksum of the weights untouched."""
+    """The same file with other weights or header fields, its checksum as it was."""
     with safe_open(path, "pt") as file:
         metadata = {**file.metadata(), **header}
     save_file(weights or load_file(path), path, metadata={key: value for key, value in metadata.items() if value})
+
+
+def forge(path, weights=None, **header):
+    """The same with a checksum that fits."""
+    rewrite(path, weights, **header)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    rewrite(path, weights, sha256=checkpoint_module._checksum(metadata, load_file(path)))
+
+
+def config_of(path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["config"])
 
 
 def test_what_is_saved_is_loaded(saved):
@@ -68,7 +87,11 @@ def test_describe_tells_all_but_the_weights(saved):
     told = json.loads(json.dumps(describe(path)))
     assert told["sha256"] == sha256 and told["front_end"]["mean"] == -5.5 and told["provenance"]["hours"] == 25.5
     assert told["encoder"]["width"] == 96 and told["served"]["layers"] == [1, 3]
-    assert told["served"]["encoder"] == "target" and told["served"]["scene_hop_ms"] == 160
+    assert (
+        told["served"]["encoder"] == "target"
+        and told["served"]["scene_hop_ms"] == 40
+        and told["licence"] == "CC-BY-4.0"
+    )
     assert told["parameters"] == sum(t.numel() for name, t in load_file(path).items() if name != "pos_embed")
 
 
@@ -106,39 +129,113 @@ def test_an_altered_weight(saved):
 def test_an_unknown_version_and_a_foreign_file(saved):
     path = saved[1]
     rewrite(path, version="7")
-    with pytest.raises(CheckpointError, match="format version '7', this package reads '1': upgrade"):
+    with pytest.raises(CheckpointError, match="format version '7', this package reads 1 and 2: upgrade"):
         load_checkpoint(path)
     rewrite(path, format="other")
     with pytest.raises(CheckpointError, match="not one of hear_jepa .*hear-jepa convert"):
         load_checkpoint(path)
-    rewrite(path, format="hear_jepa", version="1", weights_sha256="")
-    with pytest.raises(CheckpointError, match="its header lacks weights_sha256"):
+    rewrite(path, format="hear_jepa", version="2", sha256="")
+    with pytest.raises(CheckpointError, match="its header lacks sha256"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda config: config["encoder"].update(width=192), r"is \(.*, not \("),
+        (lambda config: config["encoder"].update(width=192), r"pos_embed is \(65, 96\), not \(65, 192\)"),
         (lambda config: config["encoder"].update(depth=4), "is absent"),
         (lambda config: config["encoder"].update(rotary=True), "unknown rotary in ViTConfig"),
-        (lambda config: config.pop("front_end"), "cannot be read .*front_end"),
-        (lambda config: config["encoder"].update(heads=5), "describes no encoder .*heads 5"),
+        (lambda config: config.pop("front_end"), "cannot be used .*front_end"),
+        (lambda config: config["encoder"].update(heads=5), "heads is 5"),
+        (lambda config: config["encoder"].update(positions="none"), "positions is 'none'"),
+        (lambda config: config["front_end"].update(n_mels=128), "n_mels is 128: the encoder has n_freq_patches = 5"),
+        (lambda config: config["front_end"].update(hop_length=250), "hop_length is 250"),
+        (lambda config: config["front_end"].update(sample_rate=0), "sample_rate is 0"),
+        (lambda config: config["front_end"].update(n_fft=1), "n_fft is 1"),
+        (lambda config: config["front_end"].update(std=0.0), "std is 0"),
+        (lambda config: config["front_end"].update(f_max=9000.0), "f_max is 9000"),
+        (lambda config: config["served"].update(layers=[4]), "served layers are .4,"),
+        (lambda config: config["served"].update(scene_hop_ms=30), "scene_hop_ms must be one of"),
+        (lambda config: config["served"].update(pooling="max"), "pooling must be one of mean, mean.std"),
     ],
 )
 def test_a_configuration_that_does_not_fit(saved, change, message):
     path = saved[1]
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])
+    config = config_of(path)
     change(config)
-    changed = json.dumps(config)
-    rewrite(path, config=changed)
-    with pytest.raises(CheckpointError, match="altered: its configuration does not match"):
+    rewrite(path, config=json.dumps(config))
+    with pytest.raises(CheckpointError):
         load_checkpoint(path)
-    with safe_open(path, "pt") as file:
-        provenance = file.metadata()["provenance"]
-    rewrite(path, config_sha256=hashlib.sha256(f"{changed}\n{provenance}".encode()).hexdigest())
+    forge(path, config=json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+def test_an_altered_configuration(saved):
+    path = saved[1]
+    config = config_of(path)
+    config["front_end"]["mean"] = -7.0
+    rewrite(path, config=json.dumps(config))
+    with pytest.raises(CheckpointError, match="was altered"):
+        load_checkpoint(path)
+
+
+def test_hostile_headers(saved):
+    checkpoint, path, _ = saved
+    sound, seed = config_of(path), 20261124
+    rng = random.Random(seed)
+    hostile = [0, 1, -1, 3, 2**31, 10**18, 1.5, -0.0, 1e-300, 1e30, float("nan"), float("inf"), True, None, "", "16"]
+    hostile += [[], [1], {}, "9" * 50, [10**9], 500, 160, 32000, 64]
+    served = 0
+    for trial in range(500):
+        config = json.loads(json.dumps(sound))
+        for _ in range(rng.choice((1, 1, 2))):
+            part = config[rng.choice(list(config))]
+            part[rng.choice([*part, "unknown"])] = rng.choice(hostile)
+        forge(path, config=json.dumps(config))
+        try:
+            loaded = load_checkpoint(path)
+        except CheckpointError as error:
+            assert str(path) in str(error) and len(str(error)) < 1000, f"seed {seed}, trial {trial}"
+            continue
+        served += 1
+        found = {part: dataclasses.asdict(getattr(loaded, part)) for part in config}
+        assert json.loads(json.dumps(found)) == config, f"seed {seed}, trial {trial}"
+        assert loaded.grid.frame_ms * loaded.front_end.sample_rate == 1000 * loaded.front_end.hop_length
+    assert 0 < served < 100  # a few changes, such as another mean, are not wrong
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(saved, value):
+    path = saved[1]
+    weights = load_file(path)
+    weights["blocks.1.mlp.fc1.weight"][3, 5] = value
+    forge(path, weights)
+    with pytest.raises(CheckpointError, match="blocks.1.mlp.fc1.weight holds NaN or infinite weights"):
+        load_checkpoint(path)
+
+
+def test_integer_weights(saved):
+    path = saved[1]
+    forge(path, {name: tensor.long() for name, tensor in load_file(path).items()})
+    with pytest.raises(CheckpointError, match="is of type I64"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_version_1_loads(saved):
+    checkpoint, path, _ = saved
+    weights, config = load_file(path), config_of(path)
+    for name in ("patch_mels", "patch_frames", "positions"):
+        del config["encoder"][name]
+    del config["served"]["pooling"]
+    header = {"format": "hear_jepa", "version": "1", "provenance": "{}", "config_sha256": "unused"}
+    header |= {"config": json.dumps(config), "weights_sha256": weights_sha256(weights)}
+    save_file(weights, path, metadata=header)
+    loaded = load_checkpoint(path)
+    assert (loaded.encoder, loaded.front_end) == (checkpoint.encoder, checkpoint.front_end)
+    assert (loaded.served.pooling, loaded.licence) == ("mean", "unknown")
+    save_file(weights, path, metadata=header | {"weights_sha256": "0" * 64})
+    with pytest.raises(CheckpointError, match="was altered"):
         load_checkpoint(path)
 
 

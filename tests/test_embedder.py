@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings
-from hear_jepa.model.grid import HOPS_MS, n_timestamps
 
 EXACT = dict(rtol=0, atol=1e-5)
 
@@ -81,14 +80,16 @@ def test_the_checkpoint_says_how_far_apart_the_columns_of_a_scene_are(checkpoint
     assert not Embedder(finer, scene_hop_ms=160).scenes(minute[None, :20000]).allclose(asked, atol=1e-3)
 
 
-def test_finer_hops_hold_the_timestamps_of_coarser_ones(checkpoint, minute):
+def test_finer_hops_hold_the_timestamps_of_coarser_ones(model, checkpoint, minute):
     audio = minute[None, :100000]
     by_hop = {}
-    for hop_ms in HOPS_MS:
+    for hop_ms in model.grid.hops_ms:
         embeddings, centres = get_timestamp_embeddings(audio, Embedder(checkpoint, hop_ms=hop_ms))
-        assert embeddings.shape == (1, n_timestamps(100000, hop_ms), 480) and embeddings.dtype == torch.float32
+        assert (
+            embeddings.shape == (1, model.grid.n_timestamps(100000, hop_ms), 480) and embeddings.dtype == torch.float32
+        )
         by_hop[hop_ms] = dict(zip(centres[0].tolist(), embeddings[0], strict=True))
-    for coarse in HOPS_MS[1:]:
+    for coarse in model.grid.hops_ms[1:]:
         shared = [centre for centre in by_hop[coarse] if centre in by_hop[10]]
         assert len(shared) >= len(by_hop[coarse]) - 1
         for centre in shared:
@@ -158,7 +159,7 @@ def test_padding_is_not_encoded(model, minute):
 def test_any_length_embeds(model, minute, n_samples):
     audio = minute[None, 5000 : 5000 + n_samples]
     embeddings, centres = get_timestamp_embeddings(audio, model)
-    assert embeddings.shape == (1, n_timestamps(n_samples, 40), 480) and embeddings.isfinite().all()
+    assert embeddings.shape == (1, model.grid.n_timestamps(n_samples, 40), 480) and embeddings.isfinite().all()
     assert centres.shape == embeddings.shape[:2] and centres.min() >= 0 and centres.max() <= n_samples / 16
 
 

@@ -15,7 +15,6 @@ from hear_jepa import Embedder, get_timestamp_embeddings
 from hear_jepa.errors import AudioError
 from hear_jepa.files.audio import resample
 from hear_jepa.files.live import WindowStream
-from hear_jepa.model.grid import plan
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 LENGTHS = [1, 79, 80, 1199, 1200, 3760, 3761, 16000, 33279, 33280, 33281, 16000 * 7 + 13]
@@ -45,7 +44,7 @@ def test_the_windows_are_those_of_the_plan(checkpoint, minute, hop_ms):
         stream = WindowStream(model, hop_ms)
         windows = [window for block in minute[:n_samples].split(5000) for window, _ in stream.feed(block)]
         windows += [window for window, _ in stream.finish()]
-        assert sorted(windows, key=repr) == sorted(plan(n_samples, hop_ms, model.max_columns), key=repr)
+        assert sorted(windows, key=repr) == sorted(model.grid.plan(n_samples, hop_ms), key=repr)
 
 
 def test_another_rate_is_resampled_without_seams(model, minute):

@@ -1,7 +1,10 @@
 """Claims about the encoder:
 
-* patches are 16×16, flattened band by band, in time-major order, and the projection is what a 16×16 convolution does;
+* patches, 16×16 or of any other shape, are flattened band by band, in time-major order, and the projection is what a 16×16 convolution does;
 * positions are fixed sines and cosines: all different, the column in one half of the width, the row in the other;
+* rotary positions: moving all columns along by any number changes nothing, moving one against the others does, and
+  rows are told apart;
+* tokens that are not visible change nothing;
 * attention is softmax(Q Kᵀ / √d) V, head by head;
 * encoding chosen patches equals encoding only these: hidden ones change nothing; shared and per-clip indices agree;
 * the order of tokens is that of the indices; a class token is attended to and not returned;
@@ -10,6 +13,7 @@
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +40,13 @@ def test_patchify_is_time_major_and_band_by_band():
             assert torch.equal(patches[:, 5 * t + f], expected)
 
 
+@pytest.mark.parametrize("mels, frames", [(80, 2), (8, 16), (16, 4)])
+def test_patches_of_any_shape(mels, frames):
+    log_mel = torch.randn(2, 80, 48)
+    patches = patchify(log_mel, mels, frames).unflatten(1, (48 // frames, 80 // mels))
+    assert torch.equal(patches[:, 2, -1], log_mel[:, -mels:, 2 * frames : 3 * frames].flatten(1))
+
+
 def test_the_projection_is_a_convolution(encoder):
     log_mel = torch.randn(2, 80, 48)
     projection = encoder.patch_embed.proj
@@ -51,6 +62,31 @@ def test_positions_tell_column_and_row_apart():
     distances = torch.cdist(positions.flatten(0, 1), positions.flatten(0, 1)) + 9 * torch.eye(65)
     assert distances.min() > 0.1
     assert positions[7, 0, 0] == pytest.approx(math.sin(7)) and positions[0, 3, 24 + 12] == pytest.approx(math.cos(3))
+
+
+def test_rotary_positions_tell_only_how_far_apart_columns_are():
+    torch.manual_seed(0)
+    encoder = ViT(replace(CONFIG, positions="rotary-time")).eval()
+    patches = torch.randn(1, 65, 256)
+    columns = torch.arange(65).view(13, 5)
+    with torch.no_grad():
+        early = encoder(patches, columns[0:3].flatten())
+        moved = patches.clone()
+        moved[:, columns[8:11].flatten()] = patches[:, columns[0:3].flatten()]
+        torch.testing.assert_close(encoder(moved, columns[8:11].flatten()), early, rtol=0, atol=1e-5)
+        moved[:, columns[9]] = patches[:, columns[2]]
+        apart = encoder(moved, torch.cat([columns[8], columns[10], columns[9]]))
+        assert (apart[:, :5] - early[:, :5]).abs().max() > 1e-3  # the same patches, two of them swapped in time
+        swapped = patches[:, :5].flip(1)
+        assert (encoder(swapped).flip(1) - encoder(patches[:, :5])).abs().max() > 1e-3
+
+
+def test_tokens_that_are_not_visible_change_nothing(encoder):
+    patches, visible = torch.randn(2, 20, 256), torch.arange(20).expand(2, -1) < 15
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(patches, visible=visible)[:, :15], encoder(patches[:, :15]), rtol=0, atol=1e-5
+        )
 
 
 def test_attention_is_its_definition():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.model.grid import PATCH
 from hear_jepa.train.masking import Mask
 from hear_jepa.train.metrics_log import read_metrics
 
@@ -54,16 +53,19 @@ def draw_masks_picture(folder: Path, log_mel: Tensor, mask: Mask, n_freq: int, n
     log_mel [N, mels, frames]; mask of N rows.
     """
     figure, axes = _subplots(len(log_mel), 3, (15, 2.6 * len(log_mel)))
+    patch = log_mel.shape[1] // n_freq, log_mel.shape[2] // n_time  # bands, frames
     extent = (0, log_mel.shape[2] / 100, 0, log_mel.shape[1])
     limits = {"vmin": float(log_mel.min()), "vmax": float(log_mel.max())}
     for row, crop in enumerate(log_mel):
         shown = {"crop": None, "context": mask.context[row], "targets": mask.target[row]}
         for axis, (name, tokens) in zip(axes[row], shown.items(), strict=True):
-            picture = crop if tokens is None else crop.masked_fill(~patch_area(tokens, n_freq, n_time), float("nan"))
+            picture = (
+                crop if tokens is None else crop.masked_fill(~patch_area(tokens, n_freq, n_time, patch), float("nan"))
+            )
             axis.imshow(picture.numpy(), origin="lower", aspect="auto", extent=extent, **limits)
             axis.set_facecolor("0.85")
-            axis.set_xticks([column * PATCH / 100 for column in range(n_time + 1)], minor=True)
-            axis.set_yticks([band * PATCH for band in range(n_freq + 1)])
+            axis.set_xticks([column * patch[1] / 100 for column in range(n_time + 1)], minor=True)
+            axis.set_yticks([band * patch[0] for band in range(n_freq + 1)])
             axis.grid(which="both", color="white", alpha=0.25)
             if row == 0:
                 count = "" if tokens is None else f", {len(tokens)} of {n_freq * n_time} patches"
@@ -74,11 +76,11 @@ def draw_masks_picture(folder: Path, log_mel: Tensor, mask: Mask, n_freq: int, n
     return _write(figure, folder / "masks.png")
 
 
-def patch_area(tokens: Tensor, n_freq: int, n_time: int) -> Tensor:
+def patch_area(tokens: Tensor, n_freq: int, n_time: int, patch: tuple[int, int]) -> Tensor:
     """Which bins of [mels, frames] the patches of the tokens cover."""
     grid = torch.zeros(n_time * n_freq, dtype=torch.bool)
     grid[tokens] = True
-    return grid.view(n_time, n_freq).T.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
+    return grid.view(n_time, n_freq).T.repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1)
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]):

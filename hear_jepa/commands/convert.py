@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hear_jepa.disk import file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, check_shapes, file_sha256, save_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, check_shapes, save_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig
-from hear_jepa.model.grid import PATCH
 from hear_jepa.model.vit import ViTConfig
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def convert(
         served=ServedConfig(encoder=encoder or "context"),
         provenance={"converted_from": source.name, "source_sha256": file_sha256(source), "layout": layout},
     )
-    check_shapes(source, checkpoint)
+    check_shapes(source, checkpoint, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     log.info("%s: layout %s, left out %s", source, layout, left_out)
     return checkpoint, left_out
 
@@ -162,7 +162,7 @@ def translate(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)} of the encoder asked for")
     kernel, positions = weights["patch_embed.proj.weight"], weights["pos_embed"]
-    if tuple(kernel.shape[1:]) != (1, PATCH, PATCH):
+    if tuple(kernel.shape[1:]) != (1, 16, 16):
         raise CheckpointError(f"{path} has patches of {tuple(kernel.shape[1:])}: only 16×16 on one channel is served")
     if positions.dim() != 3 or positions.shape[1] % N_FREQ:
         raise CheckpointError(f"{path}: positions of shape {tuple(positions.shape)} are not of 5 frequency patches")

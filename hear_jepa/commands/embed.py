@@ -19,7 +19,6 @@ from hear_jepa.files.find import find_sources
 from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
-from hear_jepa.model.grid import HOPS_MS
 
 REASONS_SHOWN = 20  # in the summary; the output has all
 
@@ -34,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="", help="a checkpoint's path, or the name of a shipped one")
     parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding a file, or one every --hop-ms")
-    parser.add_argument("--hop-ms", type=int, choices=HOPS_MS, default=40, help="between timestamps (default: 40)")
+    parser.add_argument("--hop-ms", type=int, help="between timestamps (default: 40, or a column if shorter)")
     parser.add_argument(
         "--scene-hop-ms",
         type=int,
-        choices=HOPS_MS,
-        help="between the columns that a scene is the mean of: 160 is the fastest (default: as the checkpoint says)",
+        help="between the columns that a scene is made of: 160 is the fastest (default: as the checkpoint says)",
     )
     parser.add_argument("--layers", type=_layers, help="such as 12 or 6,12: layers whose outputs are concatenated")
     parser.add_argument("--channels", choices=CHANNELS, default="mix", help="mix to mono, or embed each channel")
@@ -98,7 +96,9 @@ def settings_of(model: Embedder, kind: str, channels: str) -> dict:
         "channels": channels,
         "layers": list(model.layers),
         "precision": model.precision,
-        "embedding_size": model.scene_embedding_size,
+        "pooling": model.pooling,
+        "grid": dataclasses.asdict(model.grid),
+        "embedding_size": model.size_of(kind),
         "weights_sha256": weights_sha256(weights),
         "front_end": dataclasses.asdict(model.log_mel.config),
     }

@@ -19,12 +19,8 @@ from hear_jepa.disk import atomic_path
 from hear_jepa.errors import OptionError
 from hear_jepa.files.embed import KINDS
 from hear_jepa.model.embedder import Embedder
-from hear_jepa.model.front_end import MEL_FLOOR
-from hear_jepa.model.grid import CENTRE_MS, COLUMN_MS, FRAME_MS, HOPS_MS, PATCH, SAMPLES_PER_MS, first_centre_ms
-from hear_jepa.model.vit import ViT
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-SHORTEST_SAMPLES = 80 * SAMPLES_PER_MS  # from here on the first centre does not depend on the length
 OPSET = 18
 
 
@@ -34,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="onnx, or torch (torch.export)")
     parser.add_argument("--out", help="the file to write (default: the model's name and .onnx or .pt2)")
     parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding a clip, or one every --hop-ms")
-    parser.add_argument("--hop-ms", type=int, choices=HOPS_MS, default=40, help="between timestamps (default: 40)")
+    parser.add_argument("--hop-ms", type=int, help="between timestamps (default: 40, or a column if shorter)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +53,7 @@ def export_model(model: Embedder, out: str | Path, file_format: str = "onnx", ki
     """
     graph = ExportedEmbedder(model, kind)
     audio = torch.randn(2, 5 * model.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
-    shapes = {"audio": {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=SHORTEST_SAMPLES)}}
+    shapes = {"audio": {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=shortest_samples(model))}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its inner workings
         # Sizes of 1 (one clip, one window) are to take the same path as any other.
@@ -75,8 +71,13 @@ def output_names(kind: str) -> list[str]:
     return ["embedding"] if kind == "scene" else ["embeddings", "timestamps_ms"]
 
 
+def shortest_samples(model: Embedder) -> int:
+    """Samples from which on the first centre does not depend on the length: half a column."""
+    return model.grid.patch_frames * model.grid.hop_length // 2
+
+
 class ExportedEmbedder(nn.Module):
-    """The embedder's arithmetic without anything that depends on data: shapes are functions of the length alone.
+    """The embedder's own modules without anything that depends on data: shapes are functions of the length alone.
 
     Every window has the trained number of columns; columns past the end of a short recording are hidden from the
     others by an attention mask, so that, as in `Embedder`, padding takes part in nothing.
@@ -84,71 +85,56 @@ class ExportedEmbedder(nn.Module):
 
     def __init__(self, model: Embedder, kind: str):
         super().__init__()
-        self.log_mel, self.encoder, self.layers = model.log_mel, model.encoder, model.layers
+        self.model, self.grid = model, model.grid
+        self.with_std = model.pooling == "mean+std"
         self.scene = kind == "scene"
         self.hop_ms = model.hop_of(kind)
-        self.columns = model.max_columns  # of a window
-        self.first_ms = first_centre_ms(SHORTEST_SAMPLES, self.hop_ms)
+        self.first = self.grid.first_centre(shortest_samples(model), self.hop_ms)  # in half frames
+        self.first_frame = self.grid.first_frame(shortest_samples(model), self.hop_ms)
 
     def forward(self, audio: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """[B, samples] -> scenes [B, size], or embeddings [B, n, size] and centres [n] in ms."""
-        rows = COLUMN_MS // self.hop_ms
-        count = (audio.shape[1] // SAMPLES_PER_MS - self.first_ms) // self.hop_ms + 1  # timestamps
-        n_windows = ((count + rows - 1) // rows + self.columns - 1) // self.columns
-        per_row = (count + rows - 1 - torch.arange(rows)) // rows  # columns of each row
-        n_clips, n_encoded = audio.shape[0], rows * n_windows
-        row, window = _divide(torch.arange(n_encoded), n_windows)
-        start = self._window_start(window, per_row[row])  # first column [R·W]
-        in_window = torch.arange(self.columns)
-        hidden = (start[:, None] + in_window >= per_row[row][:, None]) & (in_window > 0)  # [R·W, T]
+        grid, columns = self.grid, self.grid.columns
+        phases, hop_frames = grid.phases(self.hop_ms), self.hop_ms // grid.frame_ms
+        count = (2 * audio.shape[1] // grid.hop_length - self.first) // (2 * hop_frames) + 1  # timestamps
+        n_windows = ((count + phases - 1) // phases + columns - 1) // columns
+        per_phase = (count + phases - 1 - torch.arange(phases)) // phases  # columns of each phase
+        n_clips, n_encoded = audio.shape[0], phases * n_windows
+        phase, window = _divide(torch.arange(n_encoded), n_windows)
+        start = self._window_start(window, per_phase[phase])  # first column [R·W]
+        in_window = torch.arange(columns)
+        hidden = (start[:, None] + in_window >= per_phase[phase][:, None]) & (in_window > 0)  # [R·W, T]
 
-        first_frame = start * PATCH + row * (self.hop_ms // FRAME_MS)  # counted from the first frame computed
-        frames = first_frame[:, None] + torch.arange(self.columns * PATCH)  # [R·W, 16·T]
-        heard = self._spectrogram(audio).index_select(1, frames.reshape(n_encoded * self.columns * PATCH))
-        n_freq = self.encoder.config.n_freq_patches
-        windows = heard.reshape(n_clips * n_encoded, self.columns, PATCH, n_freq, PATCH)
-        patches = windows.permute(0, 1, 3, 4, 2).flatten(3).flatten(1, 2)  # [B·R·W, T·F, 256], as of `patchify`
+        first_frame = start * grid.patch_frames + phase * hop_frames  # counted from the first frame computed
+        frames = first_frame[:, None] + torch.arange(grid.window_frames)  # [R·W, frames]
+        sound = self._spectrogram(audio).index_select(1, frames.reshape(n_encoded * grid.window_frames))
+        windows = sound.reshape(n_clips * n_encoded, grid.window_frames, grid.n_mels).transpose(1, 2)
         hidden = hidden.index_select(0, _divide(torch.arange(n_clips * n_encoded), n_encoded)[1])
-        embedded = self._encode(patches, hidden)  # [B·R·W, T, size]
+        embedded = self.model.encode_windows(windows, ~hidden)  # [B·R·W, T, size]
 
-        embedded = embedded.reshape(n_clips, n_encoded * self.columns, embedded.shape[2])
+        embedded = embedded.reshape(n_clips, n_encoded * columns, embedded.shape[2])
         number = torch.arange(count)
-        column, row = number // rows, number % rows
-        window = column // self.columns
-        place = column - self._window_start(window, per_row[row])
-        chosen = embedded.index_select(1, (row * n_windows + window) * self.columns + place)
-        return chosen.mean(1) if self.scene else (chosen, (self.first_ms + self.hop_ms * number).float())
+        column, phase = number // phases, number % phases
+        window = column // columns
+        place = column - self._window_start(window, per_phase[phase])
+        chosen = embedded.index_select(1, (phase * n_windows + window) * columns + place)
+        if not self.scene:
+            return chosen, self.first * grid.frame_ms / 2 + (self.hop_ms * number).float()
+        mean = chosen.mean(1)
+        if not self.with_std:
+            return mean
+        return torch.cat([mean, (chosen - mean[:, None]).square().mean(1).sqrt()], dim=1)
 
-    def _window_start(self, window: Tensor, row_columns: Tensor) -> Tensor:
-        """First column of a window: the last one of a long row reaches backwards."""
-        return torch.minimum(window * self.columns, (row_columns - self.columns).clamp(min=0))
+    def _window_start(self, window: Tensor, phase_columns: Tensor) -> Tensor:
+        """First column of a window: the last one of a long phase reaches backwards."""
+        return torch.minimum(window * self.grid.columns, (phase_columns - self.grid.columns).clamp(min=0))
 
     def _spectrogram(self, audio: Tensor) -> Tensor:
-        """[B, frames, mels] from the frame of the first column on; silence on both sides, a window more than heard."""
-        settings = self.log_mel.config
-        before = (CENTRE_MS - self.first_ms) // FRAME_MS * settings.hop_length + settings.n_fft // 2
-        after = (self.columns + 1) * PATCH * settings.hop_length + settings.n_fft
-        # As `LogMel.valid`, but for the matrix product, which the exporter would tie to the number of clips.
-        power = self.log_mel.mel.stft(F.pad(audio, (before, after)), output_format="Magnitude") ** 2
-        mel = F.conv1d(power, self.log_mel.mel.mel_basis[:, :, None])
-        return ((torch.log(mel + MEL_FLOOR) - settings.mean) / settings.std).transpose(1, 2).contiguous()
-
-    def _encode(self, patches: Tensor, hidden: Tensor) -> Tensor:
-        """Patches [B·N, T·F, 256] of which the columns `hidden` [B·N, T] are hidden -> [B·N, T, size]."""
-        encoder: ViT = self.encoder
-        n_freq = encoder.config.n_freq_patches
-        mask = ~hidden.repeat_interleave(n_freq, dim=1)  # [B·N, T·F]
-        x = encoder.patch_embed(patches) + encoder.pos_embed
-        if encoder.class_token is not None:
-            x = torch.cat([encoder.class_token.expand(x.shape[0], 1, -1), x], dim=1)
-            mask = F.pad(mask, (1, 0), value=True)
-        outputs = {}
-        for number, block in enumerate(encoder.blocks, start=1):
-            x = x + _attend(block.attn, block.norm1(x), mask)
-            x = x + block.mlp(block.norm2(x))
-            outputs[number] = encoder.norm(x) if number == len(encoder.blocks) else F.layer_norm(x, x.shape[-1:])
-        extra = x.shape[1] - patches.shape[1]
-        return torch.cat([outputs[n][:, extra:].unflatten(1, (-1, n_freq)).flatten(2) for n in self.layers], dim=2)
+        """[B, frames, mels] from the frame of the first column on; silence on both sides, a window after it."""
+        grid, settings = self.grid, self.model.log_mel.config
+        before = -self.first_frame * grid.hop_length + settings.n_fft // 2
+        after = (grid.columns + 1) * grid.patch_frames * grid.hop_length + settings.n_fft
+        return self.model.log_mel.valid(F.pad(audio, (before, after))).transpose(1, 2).contiguous()
 
 
 def _divide(numbers: Tensor, by: int) -> tuple[Tensor, Tensor]:
@@ -156,13 +142,6 @@ def _divide(numbers: Tensor, by: int) -> tuple[Tensor, Tensor]:
     divisor = torch.full((1,), by, dtype=torch.int64)
     quotients = torch.div(numbers, divisor, rounding_mode="floor")
     return quotients, numbers - quotients * divisor
-
-
-def _attend(attention: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """`vit.Attention` [B·N, P, D], with a mask [B·N, P] of the tokens that may be attended to."""
-    queries, keys, values = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None])
-    return attention.proj(attended.transpose(1, 2).flatten(2))
 
 
 def _save_onnx(program: torch.export.ExportedProgram, path: Path, kind: str) -> None:

@@ -23,6 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and say where to."""
     audio = read_excerpt(arguments.file, arguments.start, arguments.seconds)
-    figure = draw(load_model(arguments.model, hop_ms=40), audio, arguments.start, Path(arguments.file).name)
+    figure = draw(load_model(arguments.model), audio, arguments.start, Path(arguments.file).name)
     print(save_figure(figure, arguments.out or Path(arguments.file).with_suffix(".png").name))
     return 0

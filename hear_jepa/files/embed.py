@@ -9,9 +9,10 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.files.audio import AudioReader
-from hear_jepa.files.live import TimestampOrder, WindowStream, centres_ms
-from hear_jepa.model.embedder import Embedder
-from hear_jepa.model.grid import COLUMN_MS, Window
+from hear_jepa.files.live import TimestampOrder, WindowStream
+from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
+from hear_jepa.model.grid import Window
+from hear_jepa.model.pooling import Pool
 
 KINDS = ("scene", "timestamps")
 CHANNELS = ("mix", "separate")
@@ -31,7 +33,6 @@ WORKERS = 2
 BLOCK_S = 8.0  # of sound decoded at once …
 BLOCK_VALUES = 2**21  # … and never more samples than this: 8 MiB, whatever rate and channels a header claims
 SILENCE = 1e-5  # peak (-100 dB, a third of a 16-bit step) under which a file counts as silent
-WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
 QUEUED = 32  # events a worker may be ahead: about a batch, so that decoding goes on while one is encoded
 POLL_S = 0.1
 
@@ -87,7 +88,7 @@ def embed_files(embedder: Embedder, paths: Iterable[str | Path], kind: str = "sc
         if kind == "scene":
             yield Embedded(event.path, [rows[0] for rows in joined], None, event.duration_s)
         else:
-            centres = centres_ms(event.n_samples, embedder.hop_ms, 0, len(joined[0])).numpy()
+            centres = embedder.grid.centres_ms(event.n_samples, embedder.hop_ms, 0, len(joined[0])).numpy()
             yield Embedded(event.path, joined, centres, event.duration_s)
 
 
@@ -115,7 +116,8 @@ def embed_pieces(
         raise OptionError(f"the seconds of a batch must be more than 0, not {batch_s}")
     if workers < 1:
         raise OptionError(f"there must be at least one worker, not {workers}")
-    encoder = _Encoder(embedder, batch_s, _Scene if kind == "scene" else _Timestamps)
+    collector = partial(_Scene, embedder.pooling) if kind == "scene" else _Timestamps
+    encoder = _Encoder(embedder, batch_s, collector)
     with _decoded(embedder, paths, embedder.hop_of(kind), channels == "separate", workers) as events:
         for event in events:
             yield from encoder.add(event)
@@ -212,18 +214,17 @@ def _decode(embedder: Embedder, path: Path, hop_ms: int, separate: bool) -> Iter
 
 
 class _Scene:
-    """Mean of the columns of one channel, summed in float64."""
+    """The pooled columns of one channel."""
 
-    def __init__(self):
-        self._sum, self._count = 0.0, 0
+    def __init__(self, pooling: str):
+        self._pool = Pool(pooling)
 
     def add(self, window: Window, columns: Tensor) -> numpy.ndarray | None:
-        self._sum = self._sum + columns.sum(0, dtype=torch.float64).numpy()
-        self._count += len(columns)
+        self._pool.add(columns)
         return None
 
     def end(self) -> numpy.ndarray | None:
-        return (self._sum / self._count).astype(numpy.float32)[None]
+        return self._pool.embedding()[None].numpy()
 
 
 class _Timestamps:
@@ -247,18 +248,19 @@ class _OpenFile:
     channels: dict[int, _Scene | _Timestamps] = field(default_factory=dict)
     waiting: int = 0  # windows not yet encoded
     end: FileEnd | None = None
+    error: str | None = None
 
 
 class _Encoder:
-    """Collects windows until a batch of one length is full, encodes it, and hands each file its own."""
+    """Has windows encoded, and hands each file its own; a file whose embeddings are not finite has failed."""
 
-    def __init__(self, embedder: Embedder, batch_s: float, collector: type[_Scene] | type[_Timestamps]):
-        self._embedder = embedder
-        self._batch_columns = batch_s * 1000 / COLUMN_MS
+    def __init__(self, embedder: Embedder, batch_s: float, collector: Callable[[], "_Scene | _Timestamps"]):
+        batch_columns = batch_s * 1000 / embedder.grid.column_ms
+        self._batcher: WindowBatcher[tuple[Path, int]] = WindowBatcher(embedder, batch_columns)
         self._collector = collector
         self._files: dict[Path, _OpenFile] = defaultdict(_OpenFile)
-        self._bins: dict[int, list[tuple[Path, int, Window, Tensor]]] = defaultdict(list)  # by number of columns
 
+    @torch.no_grad()
     def add(self, event: _Windows | FileEnd) -> Iterator[Piece | FileEnd]:
         file = self._files[event.path]
         if isinstance(event, FileEnd):
@@ -266,33 +268,26 @@ class _Encoder:
             yield from self._close_if_done(event.path)
             return
         file.channels.setdefault(event.channel, self._collector())
+        file.waiting += len(event.windows)
         for window, spectrogram in event.windows:
-            file.waiting += 1
-            waiting = self._bins[window.n_columns]
-            waiting.append((event.path, event.channel, window, spectrogram))
-            if len(waiting) * window.n_columns >= self._batch_columns:
-                yield from self._encode(window.n_columns)
-        while self._waiting_columns() >= WAITING_BATCHES * self._batch_columns:
-            yield from self._encode(max(self._bins, key=lambda length: length * len(self._bins[length])))
+            yield from self._collect(self._batcher.add((event.path, event.channel), window, spectrogram))
 
+    @torch.no_grad()
     def flush(self) -> Iterator[Piece | FileEnd]:
         """Encode what is left."""
-        for length in sorted(self._bins):
-            yield from self._encode(length)
+        yield from self._collect(self._batcher.flush())
 
-    def _waiting_columns(self) -> int:
-        return sum(length * len(waiting) for length, waiting in self._bins.items())
-
-    def _encode(self, length: int) -> Iterator[Piece | FileEnd]:
-        batch = self._bins.pop(length)
-        encoded = self._embedder.encode_windows(torch.stack([spectrogram for *_, spectrogram in batch])).cpu()
-        for (path, channel, window, _), columns in zip(batch, encoded, strict=True):
+    def _collect(self, encoded: Iterator[tuple[tuple[Path, int], Window, Tensor]]) -> Iterator[Piece | FileEnd]:
+        for (path, channel), window, columns in encoded:
             file = self._files[path]
             file.waiting -= 1
-            embeddings = file.channels[channel].add(window, columns[window.first_new :])
+            try:
+                embeddings = file.channels[channel].add(window, check_finite(columns[None])[0].cpu())
+            except AudioError:
+                file.error = "its embeddings are not finite: samples too large for float32, give audio in [-1, 1]"
+                embeddings = None
             if embeddings is not None:
                 yield Piece(path, channel, embeddings)
-        for path in dict.fromkeys(path for path, *_ in batch):
             yield from self._close_if_done(path)
 
     def _close_if_done(self, path: Path) -> Iterator[Piece | FileEnd]:
@@ -300,6 +295,9 @@ class _Encoder:
         if file.end is None or file.waiting:
             return
         del self._files[path]
+        if file.error is not None:
+            yield FileEnd(path, file.error)
+            return
         if file.end.error is None:
             for channel, collector in file.channels.items():
                 embeddings = collector.end()

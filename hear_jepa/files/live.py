@@ -4,7 +4,7 @@ Memory is that of two windows, however long the recording: the spectrogram is ke
 window, which reaches backwards, may need it.
 """
 
-from collections import defaultdict
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -13,41 +13,30 @@ from torch import Tensor
 from hear_jepa.api import check_audio
 from hear_jepa.errors import AudioError
 from hear_jepa.files.audio import SAMPLE_RATE, resample_blocks
-from hear_jepa.model.embedder import Embedder
-from hear_jepa.model.grid import (
-    CENTRE_MS,
-    COLUMN_MS,
-    FRAME_MS,
-    PATCH,
-    SAMPLES_PER_MS,
-    Window,
-    first_centre_ms,
-    plan,
-    timestamps_ms,
-)
+from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
+from hear_jepa.model.grid import Window
 
 FRAMES_AT_ONCE = 3000  # of log-mel: bounds the memory of one long piece
-SETTLED = (CENTRE_MS + COLUMN_MS) * SAMPLES_PER_MS  # samples after which the first timestamp no longer changes
 
 
 class WindowStream:
     """Cuts one recording into windows while it is being heard.
 
-    The windows of `feed` and `finish` together are those of `windows.plan` for the whole recording, in order of time.
+    The windows of `feed` and `finish` together are those of `Grid.plan` for the whole recording, in order of time.
     Each comes with its log-mel [mels, frames], on the device of `embedder`.
     """
 
     def __init__(self, embedder: Embedder, hop_ms: int):
         self.n_samples = 0
         self._embedder = embedder
+        self._grid = embedder.grid
         self._hop_ms = hop_ms
-        self._rows = COLUMN_MS // hop_ms
-        self._first_frame = (first_centre_ms(SETTLED, hop_ms) - CENTRE_MS) // FRAME_MS
+        self._first_frame = self._grid.first_frame(self._grid.settled_samples, hop_ms)
         self._audio: list[Tensor] = []  # from sample `hop_length · self._audio_frame` on
         self._audio_frame = 0
         self._spectrogram: Tensor | None = None  # frames `self._kept_frame … self._next_frame - 1`
         self._kept_frame = self._next_frame = self._first_frame
-        self._given = 0  # windows so far, counted over rows first, then over time
+        self._given = 0  # full windows so far
 
     @torch.no_grad()
     def feed(self, audio: Tensor) -> list[tuple[Window, Tensor]]:
@@ -57,15 +46,16 @@ class WindowStream:
         settings = self._embedder.log_mel.config
         complete = (self.n_samples - settings.n_fft // 2) // settings.hop_length + 1  # frames that are wholly heard
         windows = []
-        while self.n_samples >= SETTLED and self._start(self._given) + self._full_frames <= complete:
-            row, number = self._given % self._rows, self._given // self._rows
-            first_timestamp = row + number * self._embedder.max_columns * self._rows
-            window = Window(self._start(self._given), self._embedder.max_columns, 0, first_timestamp, self._rows)
+        while self.n_samples >= self._grid.settled_samples:
+            window = self._full_window(self._given)
+            if window.start_frame + window.n_frames > complete:
+                break
             self._given += 1
             # Computed up to the last window in reach of this piece, for a few long passes in place of many short ones.
             self._compute(min(complete, window.start_frame + max(window.n_frames, FRAMES_AT_ONCE)))
             windows.append((window, self._frames(window)))
-            self._forget(self._start(max(self._given - 2 * self._rows, 0)))
+            behind = 2 * self._grid.phases(self._hop_ms)  # the last window of every phase reaches backwards
+            self._forget(self._full_window(max(self._given - behind, 0)).start_frame)
         return windows
 
     @torch.no_grad()
@@ -73,9 +63,8 @@ class WindowStream:
         """The recording has ended: returns the windows that its end leaves, none if there was no sound."""
         if self.n_samples == 0:
             return []
-        rest = [
-            w for w in plan(self.n_samples, self._hop_ms, self._embedder.max_columns) if self._number(w) >= self._given
-        ]
+        planned = self._grid.plan(self.n_samples, self._hop_ms)
+        rest = [window for window in planned if self._number(window) >= self._given]
         rest.sort(key=self._number)
         if not rest:
             return []
@@ -84,18 +73,13 @@ class WindowStream:
         self._compute(max(window.start_frame + window.n_frames for window in rest))
         return [(window, self._frames(window)) for window in rest]
 
-    @property
-    def _full_frames(self) -> int:
-        return self._embedder.max_columns * PATCH
-
-    def _start(self, number: int) -> int:
-        """First frame of the full window with this number."""
-        row, number = number % self._rows, number // self._rows
-        return self._first_frame + row * self._hop_ms // FRAME_MS + number * self._full_frames
+    def _full_window(self, number: int) -> Window:
+        return self._grid.full_window(self._first_frame, self._hop_ms, number)
 
     def _number(self, window: Window) -> int:
-        row, column = window.first_timestamp % self._rows, window.first_timestamp // self._rows
-        return column // self._embedder.max_columns * self._rows + row
+        """The number of the full window that would begin with the window's new columns."""
+        column, phase = divmod(window.first_timestamp, window.stride)
+        return column // self._grid.columns * window.stride + phase
 
     def _compute(self, stop: int) -> None:
         """Compute the frames before `stop` that are not there yet, silence after the end of what was heard."""
@@ -165,28 +149,12 @@ def _check_block(block: Tensor) -> Tensor:
 def _ordered(
     embedder: Embedder, windows: list[tuple[Window, Tensor]], order: TimestampOrder, n_samples: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for window, columns in encode_together(embedder, windows):
+    """The timestamps of a few windows, as far as they follow those given before, and their centres."""
+    batcher: WindowBatcher[None] = WindowBatcher(embedder)
+    encoded = itertools.chain(*(batcher.add(None, *window) for window in windows), batcher.flush())
+    for _, window, columns in encoded:
         start = order.given
         embeddings = order.add(window, columns)
         if embeddings is not None:
-            yield embeddings, centres_ms(n_samples, embedder.hop_ms, start, len(embeddings))
-
-
-def centres_ms(n_samples: int | None, hop_ms: int, start: int, count: int) -> Tensor:
-    """Centres [count] in ms, float64, of timestamps `start …` of a recording; None: one that has not ended yet."""
-    if n_samples is not None and n_samples < SETTLED:
-        return timestamps_ms(n_samples, hop_ms)[start : start + count].double()
-    return (first_centre_ms(SETTLED, hop_ms) + hop_ms * torch.arange(start, start + count)).double()
-
-
-def encode_together(embedder: Embedder, windows: list[tuple[Window, Tensor]]) -> Iterator[tuple[Window, Tensor]]:
-    """Encode windows and their spectrograms, those of one length together; yields each with its new columns."""
-    alike = defaultdict(list)
-    for window, spectrogram in windows:
-        alike[window.n_columns].append((window, spectrogram))
-    for group in alike.values():
-        for start in range(0, len(group), embedder.batch_windows):
-            batch = group[start : start + embedder.batch_windows]
-            columns = embedder.encode_windows(torch.stack([spectrogram for _, spectrogram in batch]))
-            for (window, _), embedded in zip(batch, columns, strict=True):
-                yield window, embedded[window.first_new :]
+            centres = embedder.grid.centres_ms(n_samples, embedder.hop_ms, start, len(embeddings))
+            yield check_finite(embeddings), centres

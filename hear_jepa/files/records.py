@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from hear_jepa.files.live import centres_ms
+from hear_jepa.model.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def channels_of(records: list[FileRecord]) -> Iterator[tuple[FileRecord, int, sl
 
 def centres(record: FileRecord, place: slice, settings: dict[str, Any]) -> numpy.ndarray:
     """Centres in ms of the timestamps in the rows `place`."""
-    return centres_ms(record.n_samples, settings["hop_ms"], 0, place.stop - place.start).numpy()
+    grid = Grid(**settings["grid"])
+    return grid.centres_ms(record.n_samples, settings["hop_ms"], 0, place.stop - place.start).numpy()
 
 
 def as_text(path: str) -> str:

@@ -293,7 +293,7 @@ def _strict(kind: type, values: dict[str, Any]) -> Any:
     checked = {}
     for name, value in values.items():
         default = known[name].default
-        if isinstance(default, tuple):
+        if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         elif type(default) is float and type(value) is int:
             value = float(value)
