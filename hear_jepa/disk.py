@@ -34,6 +34,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with temporary_folder(path) as folder:
         new = folder / path.name
         yield new
+        if new.is_file():
+            new.chmod(0o644)  # some libraries make files that only their owner may read
         _sync(new)
         if path.is_dir() and not path.is_symlink():
             os.rename(path, folder / "replaced")  # a folder with something in it cannot be renamed over

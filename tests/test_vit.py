@@ -1,6 +1,7 @@
 """Claims about the encoder:
 
-* patches, 16×16 or of any other shape, are flattened band by band, in time-major order, and the projection is what a 16×16 convolution does;
+* patches, 16×16 or of another shape, are flattened band by band, in time-major order; the projection is that of a
+  convolution;
 * positions are fixed sines and cosines: all different, the column in one half of the width, the row in the other;
 * rotary positions: moving all columns along by any number changes nothing, moving one against the others does, and
   rows are told apart;
