@@ -8,9 +8,7 @@ from torch import Tensor
 from hear_jepa.errors import OptionError
 from hear_jepa.figures import new_figure
 from hear_jepa.files.audio import read_blocks
-from hear_jepa.files.live import encode_together
 from hear_jepa.model.embedder import Embedder
-from hear_jepa.model.grid import COLUMN_MS, first_centre_ms, n_timestamps, plan
 
 LONGEST_S = 60.0  # of a recording: more is not legible
 
@@ -59,10 +57,12 @@ def self_similarity(embeddings: Tensor) -> Tensor:
 
 def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
     """A matplotlib figure of [samples] at 16 kHz: log-mel, patches in colours, self-similarity of the timestamps."""
-    settings = model.log_mel.config
     log_mel = model.log_mel(audio[None])[0]
-    columns, first_ms = _columns(model, audio)
-    n_freq, width = model.encoder.config.n_freq_patches, model.encoder.config.width
+    grid = model.grid
+    with torch.no_grad():
+        columns = model.columns(audio[None])[0]
+    first_ms = grid.centres_ms(len(audio), grid.column_ms, 0, 1).item()
+    n_freq, width = grid.rows, model.encoder.config.width
     patches = columns[:, -n_freq * width :].unflatten(1, (n_freq, width))  # of the last of the served layers
     embeddings, centres = model.timestamps(audio[None])
     similarity, centres = self_similarity(embeddings[0]), centres[0] / 1000 + start_s
@@ -71,18 +71,18 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
     figure = new_figure(9, 11)
     sound, colours, alike = figure.subplots(3, 1, height_ratios=(1, 1, 2.4))
     bands = (-0.5, log_mel.shape[0] - 0.5)
-    half_frame = settings.hop_length / 2 / settings.sample_rate
-    extent = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
+    half_frame = grid.frame_ms / 2000
+    extent = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] * grid.frame_ms / 1000, *bands)
     image = sound.imshow(log_mel.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma")
     figure.colorbar(image, ax=sound, label="log-mel, standardised", pad=0.01)
     sound.set_title(f"{title}: log-mel")
-    left = start_s + (first_ms - COLUMN_MS / 2) / 1000
-    extent = (left, left + len(patches) * COLUMN_MS / 1000, *bands)
+    left = start_s + (first_ms - grid.column_ms / 2) / 1000
+    extent = (left, left + len(patches) * grid.column_ms / 1000, *bands)
     colours.imshow(
         patch_colours(patches).numpy(), origin="lower", aspect="auto", extent=extent, interpolation="nearest"
     )
     # The louder, the brighter: the colours alone would hide where the sound is.
-    grey = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] / 100, *bands)
+    grey = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] * grid.frame_ms / 1000, *bands)
     low, high = log_mel.flatten().quantile(0.05), log_mel.flatten().quantile(0.995)
     darkness = 0.75 * (1 - ((log_mel - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))
     colours.imshow(
@@ -119,13 +119,3 @@ def mel_ticks(model: Embedder, wanted=(250, 500, 1000, 2000, 4000, 7500)) -> tup
         below, above = centres[upper - 1].item(), centres[upper].item()
         bands.append(upper - 1 + (frequency - below) / max(above - below, 1e-9))
     return bands, [str(frequency) for frequency in wanted]
-
-
-def _columns(model: Embedder, audio: Tensor) -> tuple[Tensor, int]:
-    """Columns every 160 ms [T, size], and the centre of the first, in ms."""
-    windows = plan(len(audio), COLUMN_MS, model.max_columns)
-    spectrograms = [(window, model.spectrogram(audio, window.start_frame, window.n_frames)) for window in windows]
-    columns = torch.empty(n_timestamps(len(audio), COLUMN_MS), model.timestamp_embedding_size)
-    for window, embedded in encode_together(model, spectrograms):
-        columns[window.timestamps] = embedded
-    return columns, first_centre_ms(len(audio), COLUMN_MS)
