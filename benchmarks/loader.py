@@ -25,7 +25,7 @@ from hear_jepa.train.data.sampler import CropStream, DataConfig, crop_stream
 from hear_jepa.train.loop import Run
 
 LOADERS = {
-    "memory": DataConfig(backend="memory"),
+    "decoded": DataConfig(backend="decoded"),
     "stream": DataConfig(backend="stream", workers=0),  # what a worker does, done where its work can be timed
 }
 
@@ -71,7 +71,7 @@ def main() -> None:
         source = arguments.source or make_shards(Path(folder))
         preset = PRESETS[arguments.preset][1]
         cache_dir = None if arguments.source else Path(folder)  # a corpus keeps its own
-        data = DataConfig(source=source, backend="memory", cache_dir=cache_dir)
+        data = DataConfig(source=source, backend="decoded", cache_dir=cache_dir)
         run = Run(replace(preset, out=Path(folder) / "run", data=data))
         n_samples = run.front_end.n_samples(preset.encoder.frames)
         options = {"batch_size": preset.optim.batch_size, "n_samples": n_samples, "seed": 0}

@@ -4,18 +4,26 @@
   together with others of its domain; clips come in proportion to their length, domains as weighted.
 * Both backends: same seed same batches, another seed others, and a stream started at batch k is bit-equal to one that
   came to k by itself.
-* From memory, the rows of W ranks joined are the rows of one rank; streaming, no two processes read the same shard, nor
+* Decoded, the rows of W ranks joined are the rows of one rank; streaming, no two processes read the same shard, nor
   the same clip where shards are too few.
 * Streamed crops come from all clips, from any URL that WebDataset opens; a resumed run does not open the shards that it
   is past.
-* A damaged shard or clip costs only itself and is counted; a run without its samples, a folder without audio, shards
-  without manifest or with another's are refused with the remedy.
-* The statistics are those of the log-mel, weighted as the crops are; plain folders give the same.
+* A damaged, altered or missing shard costs only itself and is counted; a folder without audio, shards without manifest,
+  with another's or at another rate are refused with the remedy, and every wrong manifest by the name of its field.
+* Every wait for crops ends: where no shard can be read, where a process dies, where nothing comes, and on SIGTERM.
+* Mean and standard deviation are those of the log-mel of the crops, domains weighted as in training.
 """
 
 import itertools
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,9 +33,12 @@ import torch
 from hear_jepa.errors import CorpusError
 from hear_jepa.model.front_end import FrontEndConfig, LogMel
 from hear_jepa.train.corpus.prepare import prepare
-from hear_jepa.train.data import stream
-from hear_jepa.train.data.crops import CropRule
-from hear_jepa.train.data.sampler import DataConfig, corpus_statistics, crop_stream
+from hear_jepa.train.data import normalisation, stream
+from hear_jepa.train.data.ahead import Ahead
+from hear_jepa.train.data.crops import BatchPlan, CropRule
+from hear_jepa.train.data.manifest import Manifest, parse_manifest
+from hear_jepa.train.data.normalisation import normalised
+from hear_jepa.train.data.sampler import DataConfig, crop_stream, domain_shares
 
 RATE = 16000
 SAMPLES = 33520  # of 208 frames
@@ -55,7 +66,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(sounds, tmp_path_factory):
-    """They, prepared, two or three clips a shard."""
+    """The same, prepared, two or three clips a shard."""
     out = tmp_path_factory.mktemp("shards")
     prepare([sounds], out, workers=1, shard_mb=0.15, progress=False)
     return out
@@ -64,12 +75,13 @@ def shards(sounds, tmp_path_factory):
 def take(count: int, config: DataConfig, **options) -> list[torch.Tensor]:
     """The first batches of a stream."""
     options = {"batch_size": 6, "n_samples": SAMPLES, "seed": 1, **options}
-    return list(itertools.islice(crop_stream(config, **options), count))
+    with closing(crop_stream(config, **options)) as crops:
+        return list(itertools.islice(crops, count))
 
 
 def backends(shards) -> list[DataConfig]:
-    streamed = [DataConfig(str(shards), backend="stream", workers=workers, crops_per_clip=2) for workers in (0, 2)]
-    return [DataConfig(str(shards), backend="memory"), *streamed]
+    streamed = DataConfig(str(shards), backend="stream", workers=0, crops_per_clip=2)
+    return [DataConfig(str(shards), backend="decoded"), streamed]
 
 
 # ---------------------------------------------------------------- the rule
@@ -145,8 +157,21 @@ def test_a_stream_is_its_seed_and_resumes_bit_equal(shards):
             assert all(map(torch.equal, batches[start:], take(12 - start, config, start_batch=start)))
 
 
-def test_two_ranks_from_memory_are_one(shards):
-    config = DataConfig(str(shards), backend="memory")
+def test_processes_make_what_one_thread_makes_in_their_turns(shards):
+    """Two processes, started at batch 3: batch k is that of number k mod 2."""
+    options = {"backend": "stream", "crops_per_clip": 2}
+    started_at_3 = take(3, DataConfig(str(shards), workers=2, **options), start_batch=3)
+    manifest = parse_manifest((shards / "manifest.json").read_bytes(), "manifest.json")
+    shares = domain_shares(DataConfig(), manifest.hours)
+    listed = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
+    plan = BatchPlan(tuple(shares.values()), 6, 1, 0, 1, 0.0)
+    both = [stream.StreamedBatches(str(shards), listed, plan, SAMPLES, 0, 2, 2)(turn, 2) for turn in (0, 1)]
+    expected = [next(both[index % 2])[0] for index in range(6)]
+    assert all(map(torch.equal, expected[3:], started_at_3))
+
+
+def test_ranks_of_decoded_audio_are_one_rank(shards):
+    config = DataConfig(str(shards), backend="decoded")
     whole = take(4, config, batch_size=6)
     ranks = [take(4, config, batch_size=2, rank=rank, world_size=3) for rank in range(3)]
     for index, batch in enumerate(whole):
@@ -159,7 +184,7 @@ def domain_of(crop: torch.Tensor) -> str:
 
 
 def test_domains_come_as_weighted(shards):
-    for backend in ("memory", "stream"):
+    for backend in ("decoded", "stream"):
         config = DataConfig(str(shards), backend=backend, workers=0, domain_weights={"rain": 3, "game": 1})
         heard = [domain_of(crop) for batch in take(50, config, batch_size=10) for crop in batch]
         assert set(heard) == {"rain", "game"} and abs(heard.count("rain") / 500 - 0.75) < 0.07
@@ -188,10 +213,11 @@ def opened(monkeypatch) -> list[str]:
 
 
 def domain_stream(shards, domain: str, unit: int, units: int) -> stream.DomainStream:
-    everything = json.loads((shards / "manifest.json").read_text())["shards"]
-    listed = [shard for shard in everything if shard["domain"] == domain]
-    config = DataConfig(str(shards), open_shards=1, crops_per_clip=1)
-    return stream.DomainStream(config, listed, SAMPLES, 0, unit, units, {"shards": 0, "clips": 0})
+    manifest = parse_manifest((shards / "manifest.json").read_bytes(), "manifest.json")
+    listed = tuple(shard for shard in manifest.shards if shard.domain == domain)
+    plan = BatchPlan((1.0,), 1, 0, 0, 1, 0.0)
+    batches = stream.StreamedBatches(str(shards), (listed,), plan, SAMPLES, 0, crops_per_clip=1, open_shards=1)
+    return stream.DomainStream(batches, listed, unit, units, {"shards": 0, "clips": 0})
 
 
 def test_processes_share_out_shards_without_overlap(shards, opened):
@@ -202,19 +228,19 @@ def test_processes_share_out_shards_without_overlap(shards, opened):
         opened.clear()
         talk = domain_stream(shards, "talk", unit, 2)
         for index in range(sum(talk._crops_in(talk._shards_of(group)) for group in range(talk._groups_per_epoch))):
-            talk.draw(index, np.random.default_rng(index))
+            talk.draw(np.random.default_rng(index))
         assert len(opened) == len(set(opened))
         of_unit.append(set(opened))
     assert of_unit[0] | of_unit[1] == names and not of_unit[0] & of_unit[1]
 
 
 def test_processes_share_out_clips_where_shards_are_too_few(shards):
-    heard = []
+    lengths = []
     for unit in range(4):
         game = domain_stream(shards, "game", unit, 4)
-        game.draw(0, np.random.default_rng(0))
-        heard += game._rule._lengths.tolist()
-    assert sorted(heard) == [6400, 8000, 11200, 24000]
+        game.draw(np.random.default_rng(0))
+        lengths += game._rule._lengths.tolist()
+    assert sorted(lengths) == [6400, 8000, 11200, 24000]
 
 
 def test_every_clip_is_streamed_and_earlier_groups_are_not_opened(shards, sounds, opened):
@@ -237,7 +263,6 @@ def test_a_url_is_opened_by_webdataset(shards):
     for source in (f"file://{shards}", f"pipe:cat {shards}/{{shard}}"):
         remote = DataConfig(source, workers=0)
         assert all(map(torch.equal, take(3, local), take(3, remote)))
-        assert corpus_statistics(remote) == corpus_statistics(local)
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -251,38 +276,164 @@ def copy_of(shards, folder):
     return folder
 
 
-@pytest.mark.parametrize("backend", ["memory", "stream"])
-def test_damage_costs_only_itself_and_is_counted(shards, tmp_path, backend, caplog):
+@pytest.mark.parametrize("backend", ["decoded", "stream"])
+def test_damage_costs_only_its_shard_and_is_counted(shards, tmp_path, backend, caplog):
     damaged = copy_of(shards, tmp_path / "damaged")
-    truncated, missing, noise = sorted(damaged.glob("talk-*.tar"))[:3]
+    truncated, missing, altered, whole = sorted(damaged.glob("talk-*.tar"))[:4]
     truncated.write_bytes(truncated.read_bytes()[:40000])
     missing.unlink()
-    content = bytearray(noise.read_bytes())
-    content[512 : 512 + 4096] = bytes(4096)  # the header of its first FLAC
-    noise.write_bytes(content)
+    content = bytearray(altered.read_bytes())
+    content[-2000] ^= 1  # in the padding: no FLAC is touched, but the file is not the one that the manifest describes
+    altered.write_bytes(content)
     config = DataConfig(str(damaged), backend=backend, workers=0, domain_weights={"talk": 1}, open_shards=1)
-    with caplog.at_level(logging.WARNING):
-        batches = crop_stream(config, batch_size=4, n_samples=SAMPLES, seed=0)
-        crops = torch.cat([next(batches) for _ in range(30)])
-    assert {domain_of(crop) for crop in crops} == {"talk"}
-    assert sum(batches.skipped.values()) >= 3
-    for name in (truncated.name, missing.name):
-        assert any(name in record.getMessage() for record in caplog.records)
+    with (
+        caplog.at_level(logging.WARNING),
+        closing(crop_stream(config, batch_size=4, n_samples=SAMPLES, seed=0)) as crops,
+    ):
+        batches = torch.cat([next(crops) for _ in range(30)])
+    assert {domain_of(crop) for crop in batches} == {"talk"}
+    assert sum(crops.skipped.values()) >= 3
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert all(path.name in logged for path in (truncated, missing, altered)) and whole.name not in logged
 
 
-@pytest.mark.parametrize("backend", ["memory", "stream"])
-def test_nothing_readable_is_an_error(shards, tmp_path, backend):
+@pytest.mark.parametrize(("backend", "workers"), [("decoded", 0), ("stream", 0), ("stream", 2)])
+def test_nothing_readable_is_an_error(shards, tmp_path, backend, workers):
     damaged = copy_of(shards, tmp_path / "damaged")
     for path in damaged.glob("*.tar"):
-        path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(CorpusError, match="damaged"):
-        take(1, DataConfig(str(damaged), backend=backend, workers=0))
+        path.unlink()
+    with pytest.raises(CorpusError, match="damaged or missing"):
+        take(1, DataConfig(str(damaged), backend=backend, workers=workers))
+
+
+WRONG = {  # field of the error -> how a manifest goes wrong
+    "sample_rate": lambda m: m.update(sample_rate=-16000),
+    "shards": lambda m: m.update(shards=[]),
+    "domains": lambda m: m["domains"].pop("talk"),
+    "domains.rain.clips": lambda m: m["domains"]["rain"].update(clips=7),
+    "domains.rain.hours": lambda m: m["domains"]["rain"].update(hours=float("nan")),
+    "domains.rain.log_mel.mean": lambda m: m["domains"]["rain"].update(log_mel={"mean": float("nan"), "std": 1.0}),
+    "domains.rain": lambda m: m["domains"].update(rain=4),
+    "domains.music": lambda m: m["domains"].update(music={"clips": 0, "hours": 0}),
+    "log_mel.std": lambda m: m.update(log_mel={"mean": -7.0, "std": float("inf")}),
+    "sources": lambda m: m.update(sources=[]),
+    "skipped": lambda m: m.update(skipped="none"),
+}
+WRONG_SHARD = {
+    "clips": [0, -1, "3", 2.0, None, True],
+    "hours": [0, -0.1, "1", None, float("inf")],
+    "file": ["../a.tar", "/etc/a.tar", "a/b.tar", "pipe:touch a.tar", "http://host/a.tar", "..\\a.tar", "", 3, None],
+    "domain": ["", "../rain", 4, None],
+    "sha256": ["abc", 5, "g" * 64],
+}
+
+
+def test_every_wrong_manifest_is_refused_by_its_field(shards):
+    text = (shards / "manifest.json").read_text()
+    assert isinstance(parse_manifest(text, "m"), Manifest)
+    changes = list(WRONG.items())
+    for name, values in WRONG_SHARD.items():
+        changes += [(f"shards.1.{name}", lambda m, n=name, v=v: m["shards"][1].update({n: v})) for v in values]
+    for field, change in changes:
+        manifest = json.loads(text)
+        change(manifest)
+        with pytest.raises(CorpusError) as caught:
+            parse_manifest(json.dumps(manifest), "m")
+        assert str(caught.value).startswith(f"m: {field} is "), (field, str(caught.value))
+    repeated = json.loads(text)
+    repeated["shards"].append(repeated["shards"][0])
+    with pytest.raises(CorpusError, match="m: shards is .*listed once"):
+        parse_manifest(json.dumps(repeated), "m")
+
+
+def test_old_manifests_with_statistics_still_load(shards):
+    old = json.loads((shards / "manifest.json").read_text())
+    old["log_mel"] = {"mean": -7.0, "std": 4.0}
+    for domain in old["domains"].values():
+        domain["log_mel"] = {"mean": -7.0, "std": 4.0}
+    assert parse_manifest(json.dumps(old), "old").shards
+
+
+# ---------------------------------------------------------------- every wait ends
+
+
+def silent(turn: int, turns: int):
+    time.sleep(1000)
+    yield turn
+
+
+def dying(turn: int, turns: int):
+    yield turn
+    time.sleep(0.5)  # until the item is sent
+    os._exit(3)
+
+
+def failing(turn: int, turns: int):
+    raise CorpusError("no such sound")
+    yield turn
+
+
+def test_waits_end():
+    """On an error, where nothing comes, on a stop, and where a process dies."""
+    for workers in (0, 1):
+        with pytest.raises(CorpusError, match="no such sound"):
+            next(Ahead(failing, workers, 2, 60))
+    with pytest.raises(CorpusError, match="no crops for 0.5 s"):
+        next(Ahead(silent, 0, 2, 0.5))
+    items = Ahead(silent, 0, 2, 60)
+    items.stop_requested = lambda: True
+    with pytest.raises(StopIteration):
+        next(items)
+    items = Ahead(dying, 2, 2, 60)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(CorpusError, match="has died"):
+        next(items)
+
+
+def test_sigterm_ends_a_run_that_waits_for_its_shards(shards, tmp_path):
+    """They come until the file `stall` is there, then never again; the run saves its state and ends."""
+    stall, stalled, script, out = (tmp_path / name for name in ("stall", "stalled", "fetch", "run"))
+    script.write_text(f"#!/bin/sh\n[ -e {stall} ] && touch {stalled} && exec sleep 60\nexec cat {shards}/$1\n")
+    script.chmod(0o755)
+    options = {
+        "out": out,
+        "data.source": f"pipe:{script} {{shard}}",
+        "data.open-shards": 1,
+        "data.crops-per-clip": 1,
+        "encoder.width": 32,
+        "encoder.heads": 2,
+        "encoder.depth": 1,
+        "target.top-layers": 1,
+        "predictor.width": 32,
+        "predictor.depth": 1,
+        "predictor.heads": 2,
+        "optim.batch-size": 8,
+        "monitor.probe-every": 0,
+        "compute.cpu-ranks": 1,
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    run = subprocess.Popen([sys.executable, "-m", "hear_jepa.train", "tiny", *arguments])
+
+    def wait_for(path):
+        while not path.exists():
+            assert run.poll() is None, f"the run ended before {path.name}"
+            time.sleep(0.1)
+
+    try:
+        wait_for(out / "config.json")
+        stall.touch()
+        wait_for(stalled)
+        time.sleep(2)  # until the batches made ahead are used up
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=30) == 0 and (out / "latest.pt").is_file()
+    finally:
+        run.kill()
 
 
 def test_unusable_sources_are_refused(shards, tmp_path):
-    def refused(message: str, source, **options):
+    def refused(message: str, source, sample_rate=RATE, **options):
         with pytest.raises(CorpusError, match=message):
-            take(1, DataConfig(str(source), **options))
+            take(1, DataConfig(str(source), **options), sample_rate=sample_rate)
 
     refused("nowhere: no such folder", tmp_path / "nowhere")
     empty = tmp_path / "empty"
@@ -291,7 +442,7 @@ def test_unusable_sources_are_refused(shards, tmp_path):
     (empty / "notes.txt").touch()
     refused("empty: neither manifest.json nor any audio", empty)
     (empty / "manifest.json").write_text('{"format": "their-shards", "version": 1}')
-    refused("manifest.json is not a manifest of hear_jepa-shards.*prepare", empty)
+    refused("manifest.json is not a manifest of hear_jepa-shards.*train.corpus", empty)
     (empty / "manifest.json").write_text('{"format": "hear_jepa-shards", "version": 99}')
     refused("manifest.json has version 99", empty)
     (empty / "manifest.json").write_text('{"format": "hear_jepa-sh')
@@ -301,25 +452,34 @@ def test_unusable_sources_are_refused(shards, tmp_path):
     refused("unfinished holds shards without manifest.json.*run it again", unfinished)
     refused("names music; .* has game, rain, talk", shards, domain_weights={"music": 1.0})
     refused("not all 0", shards, domain_weights={"rain": 0.0})
-    refused("only be read with --data.backend memory", tmp_path, backend="stream")
+    refused("at 16000 Hz, the front end at 32000 Hz: .*--rate 32000", shards, sample_rate=32000)
+    refused("--data.crops-per-clip is 0", shards, crops_per_clip=0)
+    refused("--data.timeout-s is nan", shards, timeout_s=float("nan"))
+    refused("only be read with --data.backend decoded", tmp_path, backend="stream")
 
 
-# ---------------------------------------------------------------- statistics and plain folders
+# ---------------------------------------------------------------- normalisation and plain folders
 
 
-def test_statistics_are_those_of_the_log_mel(shards, sounds):
-    log_mel, values = LogMel(FrontEndConfig(mean=0.0, std=1.0)), {"rain": [], "talk": [], "game": []}
-    for path in sounds.glob("*/*.wav"):
-        audio = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-        values[path.parent.name].append(log_mel(audio[None]).flatten())
-    everything = torch.cat([value for domain in values.values() for value in domain])
-    for source in (shards, sounds):
-        mean, std = corpus_statistics(DataConfig(str(source)))
-        assert mean == pytest.approx(everything.mean().item(), abs=0.01)  # by hours, which frames round up
-        assert std == pytest.approx(everything.std().item(), abs=0.01)
-        mean, std = corpus_statistics(DataConfig(str(source), domain_weights={"game": 2.0}))
-        assert mean == pytest.approx(torch.cat(values["game"]).mean().item(), abs=1e-3)
-        assert std == pytest.approx(torch.cat(values["game"]).std().item(), abs=1e-3)
+def test_normalisation_is_that_of_the_crops_domains_as_weighted(shards, sounds, monkeypatch):
+    monkeypatch.setattr(normalisation, "BATCH_SIZE", 48)
+    front_end = FrontEndConfig(n_fft=1024, mean=0.0, std=1.0)
+    log_mel, n_samples = LogMel(front_end), front_end.n_samples(208)
+    weights, found = {"game": 1.0, "rain": 2.0}, {}
+    for source, backend in ((shards, "decoded"), (shards, "stream"), (sounds, "decoded")):
+        data = DataConfig(str(source), domain_weights=weights, backend=backend)
+        measured = normalised(front_end, data, 208, seed=1)
+        crops = torch.cat(take(2, replace(data, workers=0), batch_size=48, n_samples=n_samples))
+        values = log_mel.valid(crops).double()
+        assert measured.mean == pytest.approx(values.mean().item(), abs=1e-4)
+        assert measured.std == pytest.approx(values.std().item(), abs=1e-3)
+        assert replace(measured, mean=0.0, std=1.0) == front_end
+        found[str(source), backend] = measured
+    assert found[str(shards), "decoded"] == normalised(
+        front_end, DataConfig(str(shards), domain_weights=weights), 208, 1
+    )
+    means = [measured.mean for measured in found.values()]
+    assert max(means) - min(means) < 0.3  # other crops of the same sounds
 
 
 def test_a_plain_folder_is_decoded_once(sounds, tmp_path):

@@ -19,6 +19,7 @@ from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, load_checkpoint
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.train import collapse as monitor
 from hear_jepa.train.config import TrainConfig, to_json
+from hear_jepa.train.data.normalisation import normalised
 from hear_jepa.train.data.sampler import CropStream, crop_stream
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import Mask, draw_masks
@@ -32,7 +33,6 @@ from hear_jepa.train.schedules import interpolate
 log = logging.getLogger(__name__)
 
 ENCODER_FILE = "encoder.safetensors"
-NORMALISATION_CROPS = 512  # over which mean and deviation of the log-mel are measured
 MONITOR_CROPS = 128  # crops that the collapse statistics look at
 
 
@@ -53,7 +53,9 @@ class Run:
                 f"--optim.batch-size is {config.optim.batch_size}: it must be a multiple of {per_step} "
                 f"({self.ranks.world_size} ranks × {config.optim.accumulation} micro-batches)"
             )
-        self.front_end = config.front_end.front_end(*self._normalisation())
+        self.front_end = normalised(
+            config.front_end.front_end(0.0, 1.0), config.data, config.encoder.frames, config.seed
+        )
         self.vit_config = config.encoder.vit(self.front_end.n_mels)
         self.log_mel = LogMel(self.front_end).to(self.ranks.device)
         torch.manual_seed(config.seed)
@@ -83,9 +85,12 @@ class Run:
         crops = self._crops()
         bad_steps = 0
         with self._recording() as record, stop_on_signals() as stop:
+            crops.stop_on(lambda: bool(stop))
             while self.step < config.optim.steps:
                 waiting = time.monotonic()
-                audio = next(crops)
+                audio = next(crops, None)
+                if audio is None:  # asked to stop while it waited for crops
+                    return self._save(LATEST, last=True)
                 waited = time.monotonic() - waiting
                 values, finite, log_mel = self._take_step(audio)
                 self.step += 1
@@ -282,23 +287,12 @@ class Run:
 
     # ---------------------------------------------------------------- parts
 
-    def _normalisation(self) -> tuple[float, float]:
-        """Mean and standard deviation of the log-mel over the first crops of a stream of one rank."""
-        log_mel = LogMel(self.config.front_end.front_end(mean=0.0, std=1.0))
-        crops = crop_stream(
-            self.config.data,
-            batch_size=NORMALISATION_CROPS,
-            n_samples=log_mel.config.n_samples(self.config.encoder.frames),
-            seed=self.config.seed,
-        )
-        values = torch.cat([log_mel.valid(part) for part in next(crops).split(32)]).double()
-        return float(values.mean()), float(values.std())
-
     def _crops(self) -> CropStream:
         return crop_stream(
             self.config.data,
             batch_size=self.config.optim.batch_size // self.ranks.world_size,
             n_samples=self.front_end.n_samples(self.config.encoder.frames),
+            sample_rate=self.front_end.sample_rate,
             seed=self.config.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (  # how and where a run goes on, and what a run in trouble nee
     "data.source",
     "data.cache_dir",
     "data.prefetch",
+    "data.timeout_s",
     "optim.base_lr",
     "optim.clip",
     "optim.max_bad_steps",

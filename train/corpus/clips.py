@@ -1,19 +1,16 @@
-"""A sound file -> clips worth training on: 16 kHz mono 16 bit, at most 30 s long, neither silent nor clipped away."""
+"""A sound file -> clips worth training on: mono 16 bit, at most 30 s, neither silent nor clipped away."""
 
 import hashlib
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hear_jepa.errors import AudioError
 from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
-from hear_jepa.model.front_end import FrontEndConfig, LogMel
 
 SHORTEST_S = 0.25
 LONGEST_S = 30.0
@@ -43,26 +40,28 @@ class Skipped:
     reason: str
 
 
-def clips_of(path: Path, name: str, longest_s: float = math.inf) -> Iterator[Clip | Skipped]:
+def clips_of(
+    path: Path, name: str, longest_s: float = math.inf, sample_rate: int = SAMPLE_RATE
+) -> Iterator[Clip | Skipped]:
     """Yield the usable clips of a file's first `longest_s` seconds (in whole pieces of 30 s), in order, and a Skipped
     named `name` for what is not usable."""
     count = None if math.isinf(longest_s) else math.ceil(longest_s / LONGEST_S)
     try:
-        pieces = list(itertools.islice(_pieces(path), count))
+        pieces = list(itertools.islice(_pieces(path, sample_rate), count))
     except (AudioError, OSError, RuntimeError) as error:
         yield Skipped(name, f"unreadable: {str(error).removeprefix(f'{path}: ')}")
         return
     for index, audio in enumerate(pieces):
         start_s = index * LONGEST_S
-        if reason := unusable(audio):
+        if reason := unusable(audio, sample_rate):
             yield Skipped(name if len(pieces) == 1 else f"{name} from {start_s:g} s", reason)
         else:
             yield Clip(to_int16(audio), start_s)
 
 
-def unusable(audio: np.ndarray) -> str:
-    """Say why float32 [samples] at 16 kHz must not be trained on; empty where nothing is wrong with it."""
-    if len(audio) < SHORTEST_S * SAMPLE_RATE:
+def unusable(audio: np.ndarray, sample_rate: int) -> str:
+    """Say why float32 [samples] must not be trained on; empty where nothing is wrong with it."""
+    if len(audio) < SHORTEST_S * sample_rate:
         return f"shorter than {SHORTEST_S:g} s"
     if not np.isfinite(audio).all():
         return "not finite: NaN or infinite samples"
@@ -78,24 +77,11 @@ def to_int16(audio: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def log_mel_sums(samples: np.ndarray) -> tuple[int, float, float]:
-    """int16 [n] -> (values, sum, sum of squares) of the unstandardised log-mel, to add up over a corpus."""
-    with torch.inference_mode():
-        audio = torch.from_numpy(samples.astype(np.float32) / 32768.0)
-        values = _unstandardised_log_mel()(audio[None]).double()
-    return values.numel(), values.sum().item(), values.square().sum().item()
-
-
-@lru_cache(maxsize=1)
-def _unstandardised_log_mel() -> LogMel:
-    return LogMel(FrontEndConfig(mean=0.0, std=1.0))
-
-
-def _pieces(path: Path) -> Iterator[np.ndarray]:
+def _pieces(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     """Cut the decoded blocks, whatever their lengths, into float32 pieces of 30 s and a remainder."""
-    length = int(LONGEST_S * SAMPLE_RATE)
+    length = int(LONGEST_S * sample_rate)
     pending = np.zeros(0, dtype=np.float32)
-    for block in read_blocks(path, block_s=LONGEST_S, mono=True):
+    for block in read_blocks(path, LONGEST_S, sample_rate, mono=True):
         pending = np.concatenate([pending, block[0].numpy()])
         while len(pending) >= length:
             yield pending[:length]

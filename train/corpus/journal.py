@@ -10,11 +10,12 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from hear_jepa.disk import file_sha256
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import SAMPLE_RATE
 from hear_jepa.train.corpus.clips import Skipped
-from hear_jepa.train.data.manifest import LogMelSums, Manifest
-from hear_jepa.train.data.shards import ShardWriter, file_sha256
+from hear_jepa.train.data.manifest import Manifest, Shard
+from hear_jepa.train.data.shards import ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Corpus:
                     "duration_s": item.samples / SAMPLE_RATE,
                 }
                 shard = self._writer(origin.domain).add(item.key, item.flac, description)
-                record["clips"].append([item.key, shard, item.samples, *item.log_mel])
+                record["clips"].append([item.key, shard, item.samples])
         record |= {"path": file.name, "domain": origin.domain, "source": origin.source, "licence": origin.licence}
         record["positions"] = {domain: writer.position for domain, writer in self._writers.items()}
         self._write_line(record)
@@ -143,17 +144,13 @@ class Corpus:
 
     def _manifest(self) -> Manifest:
         manifest = Manifest(SAMPLE_RATE, input_sha256=self._digest)
-        sums: dict[str, LogMelSums] = defaultdict(LogMelSums)
-        everything = LogMelSums()
         shards: dict[str, dict] = {}
         licences: dict[str, dict[str, None]] = defaultdict(dict)  # in the order met; one may itself hold a " | "
         for record in self._records:
             domain = record["domain"]
             source = manifest.sources.setdefault(record["source"], {"licence": "", "domains": {}})
             licences[record["source"]].setdefault(record["licence"])
-            for _, shard, samples, *log_mel in record["clips"]:
-                sums[domain].add(*log_mel)
-                everything.add(*log_mel)
+            for _, shard, samples in record["clips"]:
                 shards.setdefault(shard, {"file": shard, "domain": domain, "clips": 0, "hours": 0.0})
                 hours = samples / SAMPLE_RATE / 3600
                 for count in (
@@ -164,10 +161,7 @@ class Corpus:
                     count["clips"] += 1
                     count["hours"] += hours
             manifest.skipped += record["skipped"]
-        for domain, domain_sums in sums.items():
-            manifest.domains[domain]["log_mel"] = domain_sums.mean_std()
-        manifest.log_mel = everything.mean_std()
-        manifest.shards = [shards[name] | {"sha256": file_sha256(self._folder / name)} for name in sorted(shards)]
+        manifest.shards = [Shard(**shards[name], sha256=file_sha256(self._folder / name)) for name in sorted(shards)]
         for name, found in licences.items():
             manifest.sources[name]["licence"] = " | ".join(found)
         manifest.domains = dict(sorted(manifest.domains.items()))

@@ -5,8 +5,8 @@
 
 Finds every sound below the SRC folders; decodes it to 16 kHz mono; splits it at 30 s; leaves out what is silent,
 clipped to nothing, shorter than 0.25 s, or an exact duplicate, and, with --exclude, whatever also sounds in those
-folders; writes WebDataset tars of FLAC by domain, and manifest.json: hours by domain and source, licences, the mean and
-deviation of the log-mel, and every skipped file with the reason.
+folders; writes WebDataset tars of FLAC by domain, and manifest.json: hours by domain and source, licences, and every
+skipped file with the reason.
 
 Interrupted, it goes on where it stopped when the same command is given again, and the shards are byte for byte those of
 one go, with any number of workers. Without --domains the first folder below SRC names the domain. A mapping file is
@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from hear_jepa.errors import CorpusError, HearJepaError
 from hear_jepa.files.audio import NEEDS_FFMPEG, find_audio
-from hear_jepa.train.corpus.clips import Clip, Skipped, clips_of, log_mel_sums
+from hear_jepa.train.corpus.clips import Clip, Skipped, clips_of
 from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping, Origin
 from hear_jepa.train.corpus.exclusion import Exclusions, excluded_clips
 from hear_jepa.train.corpus.journal import Corpus
@@ -73,7 +73,6 @@ class EncodedClip:
     flac: bytes
     start_s: float
     samples: int
-    log_mel: tuple[int, float, float]  # number, sum, sum of squares
 
 
 def prepare(
@@ -162,7 +161,7 @@ def _finished(out: Path, digest: str) -> Manifest | None:
     if not (out / FILE_NAME).exists():
         return None
     manifest = parse_manifest((out / FILE_NAME).read_bytes(), str(out / FILE_NAME))
-    if manifest.input_sha256 != digest or not all((out / shard["file"]).exists() for shard in manifest.shards):
+    if manifest.input_sha256 != digest or not all((out / shard.file).exists() for shard in manifest.shards):
         raise OtherShardsError(
             f"{out} already holds shards of other audio or other settings; choose another --out or delete it"
         )
@@ -226,8 +225,7 @@ def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
 def _encode(clip: Clip, file: SourceFile) -> EncodedClip | Skipped:
     if _exclusions is not None and (match := _exclusions.match(clip)):
         return Skipped(f"{file.name} from {clip.start_s:g} s", f"excluded: the same sound as {match}")
-    sums = log_mel_sums(clip.samples)
-    return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples), sums)
+    return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples))
 
 
 def log_totals(manifest: Manifest, out: Path) -> None:

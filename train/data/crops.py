@@ -1,10 +1,28 @@
-"""From the clips of a domain to crops of one length: the rule that memory and streams share."""
+"""From the clips of a domain to batches of crops of one length: what both backends share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+FULL_SCALE = 32768.0  # of int16
+DOMAINS, CROPS, SHARDS = range(3)  # what random numbers are for
+
+
+class Source(Protocol):
+    """What crops of one domain are drawn from."""
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return int16 [samples]."""
+        ...
+
+
+def generator(seed: int, *place: int) -> np.random.Generator:
+    """A generator of random numbers of its own for every place (what for, step, row, …) of a run."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=place))
 
 
 class CropRule:
@@ -44,10 +62,34 @@ class CropRule:
         return crop
 
 
-def to_float(crops: list[np.ndarray], gain_db: float, rngs: list[np.random.Generator]) -> Tensor:
-    """int16 crops -> float32 [B, samples] in [-1, 1], each with a random gain of ± `gain_db`."""
-    batch = torch.from_numpy(np.stack(crops)).float().div_(32768.0)
-    if gain_db:
-        gains = [10 ** (rng.uniform(-gain_db, gain_db) / 20) for rng in rngs]
-        batch *= torch.tensor(gains)[:, None]
-    return batch
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which crops are in which batch: a function of the seed, the number of the batch and the row in all ranks' batch.
+
+    `shares` is the probability of each domain, in the order of the sources.
+    """
+
+    shares: tuple[float, ...]
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    gain_db: float
+
+    def domains(self, index: int) -> np.ndarray:
+        """The domain of each crop of this rank's batch `index`, int [batch_size]."""
+        whole = generator(self.seed, DOMAINS, index).choice(
+            len(self.shares), self.batch_size * self.world_size, p=self.shares
+        )
+        return whole[self.rank * self.batch_size :][: self.batch_size]
+
+    def batch(self, index: int, sources: Sequence[Source]) -> Tensor:
+        """Batch `index`, float32 [batch_size, samples] in [-1, 1] before the gain, drawn from one source a domain."""
+        first = self.rank * self.batch_size
+        rngs = [generator(self.seed, CROPS, index, row) for row in range(first, first + self.batch_size)]
+        crops = [sources[domain].draw(rng) for domain, rng in zip(self.domains(index), rngs, strict=True)]
+        batch = torch.from_numpy(np.stack(crops)).float().div_(FULL_SCALE)
+        if self.gain_db:
+            gains = [10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20) for rng in rngs]
+            batch *= torch.tensor(gains)[:, None]
+        return batch

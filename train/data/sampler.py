@@ -2,21 +2,20 @@
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.train.data.crops import CropRule, to_float
+from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.train.data.ahead import Ahead
+from hear_jepa.train.data.crops import BatchPlan, Source
 from hear_jepa.train.data.decoded import Decoded, decode_folder, decode_shards
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.stream import ShardBatches, is_url, read_manifest
+from hear_jepa.train.data.stream import StreamedBatches, is_url, read_manifest
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ class DataConfig:
     """Where crops come from and how they are drawn."""
 
     source: str = "shards"
-    """Folder that `prepare` wrote, local or any URL that WebDataset opens (a command: "pipe:aws s3 cp s3://x/{shard} -"
-    with {shard} for the file's name); or a plain folder of sounds, whose top folders name the domains."""
-    backend: Literal["auto", "memory", "stream"] = "auto"
-    """memory: decode everything once into a memory-mapped file; stream: read shards as they are needed; auto: memory
-    for local audio of up to `memory_hours`."""
-    memory_hours: float = 100.0
-    """Hours (115 MB each) up to which `auto` takes memory."""
+    """Folder of shards, local or any URL that WebDataset opens (a command: "pipe:aws s3 cp s3://x/{shard} -" with
+    {shard} for the file's name); or a plain folder of sounds, whose top folders name the domains."""
+    backend: Literal["auto", "decoded", "stream"] = "auto"
+    """decoded: decode everything once into a memory-mapped file; stream: read shards as they are needed; auto: decoded
+    for local audio of up to `decoded_hours`."""
+    decoded_hours: float = 100.0
+    """Hours (115 MB each) up to which `auto` takes decoded."""
     cache_dir: Path | None = None
     """Folder for the memory-mapped file; none: .cache inside the source."""
     domain_weights: dict[str, float] = field(default_factory=dict)
@@ -40,21 +39,37 @@ class DataConfig:
     open_shards: int = 2
     """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
     workers: int = 1
-    """Stream: decoding processes of every rank. Other numbers give other crops."""
+    """Stream: decoding processes of every rank; 0: a thread. Other numbers give other crops."""
     prefetch: int = 4
     """Batches made ahead."""
+    timeout_s: float = 900.0
+    """Seconds to wait for a batch; then the run ends, to be resumed when the shards can be read again."""
     gain_db: float = 0.0
     """Random gain of every crop, drawn evenly from ± this many dB; 0: none."""
 
 
 class CropStream(Iterator[Tensor]):
-    """An endless iterator over batches, float32 [batch_size, samples]; `skipped` counts what could not be read."""
+    """An endless iterator over batches, float32 [batch_size, samples]; `skipped` counts what could not be read.
 
-    def __init__(self, batches: Iterator[Tensor], skipped: dict[str, int]):
+    A wait for a batch ends in StopIteration once the function `stop_requested` returns True.
+    """
+
+    def __init__(self, batches: Ahead, skipped: dict[str, int]):
         self._batches, self.skipped = batches, skipped
 
     def __next__(self) -> Tensor:
-        return next(self._batches)
+        batch, skipped = next(self._batches)
+        for kind, count in skipped.items():
+            self.skipped[kind] += count
+        return batch
+
+    def stop_on(self, stop_requested: Callable[[], bool]) -> None:
+        """End a wait in StopIteration once this function returns True."""
+        self._batches.stop_requested = stop_requested
+
+    def close(self) -> None:
+        """End the thread or the processes that make the batches."""
+        self._batches.close()
 
 
 def crop_stream(
@@ -63,45 +78,48 @@ def crop_stream(
     batch_size: int,
     n_samples: int,
     seed: int,
+    sample_rate: int = SAMPLE_RATE,
     rank: int = 0,
     world_size: int = 1,
     start_batch: int = 0,
 ) -> CropStream:
-    """Yield for ever float32 [batch_size, n_samples].
+    """Yield for ever float32 [batch_size, n_samples] at `sample_rate` Hz.
 
     `CropRule` says how crops are drawn. Batch k is a function of the audio, the seed, the rank and k: started at
-    `start_batch` the stream goes on as one that never stopped. From memory, the batches k of W ranks joined are batch
+    `start_batch` the stream goes on as one that never stopped. Decoded, the batches k of W ranks joined are batch
     k of one rank with W times the batch size. Raises CorpusError for audio or shards that cannot be used.
     """
-    samples = n_samples
+    check_options(config)
     manifest = _manifest(config)
+    if manifest is not None and manifest.sample_rate != sample_rate:
+        raise CorpusError(
+            f"{config.source} is at {manifest.sample_rate} Hz, the front end at {sample_rate} Hz: "
+            f"prepare the shards with --rate {sample_rate}, or change --front-end.sample-rate"
+        )
+
+    def plan_of(shares: dict[str, float]) -> BatchPlan:
+        return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db)
+
     if _backend(config, manifest) == "stream":
-        shares = domain_shares(config, _hours(manifest))
-        shards = ShardBatches(config, manifest, shares, batch_size, samples, seed, rank, world_size, start_batch)
-        return CropStream(shards.batches(), shards.skipped)
-    decoded = _decode(config, manifest)
-    shares = domain_shares(config, decoded.hours())
-    batch = _memory_batches(decoded.rules(samples), shares, batch_size, seed, rank, config.gain_db)
-    return CropStream(_ahead(batch, start_batch, config.prefetch), {"items": len(decoded.skipped)})
+        shares = domain_shares(config, manifest.hours)
+        shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
+        options = n_samples, start_batch, config.crops_per_clip, config.open_shards
+        batches = StreamedBatches(config.source, shards, plan_of(shares), *options)
+        count = max(1, config.prefetch // max(1, config.workers))
+        return CropStream(Ahead(batches, config.workers, count, config.timeout_s), {"shards": 0, "clips": 0})
+    decoded = _decode(config, manifest, sample_rate)
+    shares = domain_shares(config, decoded.hours(sample_rate))
+    batches = _decoded_batches(plan_of(shares), [decoded.rule(domain, n_samples) for domain in shares], start_batch)
+    return CropStream(Ahead(batches, 0, config.prefetch, config.timeout_s), {"items": len(decoded.skipped)})
 
 
-def corpus_statistics(config: DataConfig) -> tuple[float, float]:
-    """Mean and standard deviation of the unstandardised log-mel, domains weighted as in training."""
-    manifest = _manifest(config)
-    if manifest is None:
-        decoded = _decode(config, None)
-        hours = decoded.hours()
-        statistics = {domain: sums.mean_std() for domain, sums in decoded.log_mel.items()}
-    else:
-        hours = _hours(manifest)
-        statistics = {domain: content["log_mel"] for domain, content in manifest.domains.items()}
-    shares = domain_shares(config, hours)
-    mean = sum(share * statistics[domain]["mean"] for domain, share in shares.items())
-    variance = sum(
-        share * (statistics[domain]["std"] ** 2 + (statistics[domain]["mean"] - mean) ** 2)
-        for domain, share in shares.items()
-    )
-    return mean, math.sqrt(variance)
+def check_options(config: DataConfig) -> None:
+    """Raise CorpusError for a count or a duration that is out of range."""
+    least = {"crops_per_clip": 1, "open_shards": 1, "workers": 0, "prefetch": 1, "timeout_s": 1, "gain_db": 0}
+    for name, smallest in least.items():
+        if not smallest <= getattr(config, name) < math.inf:
+            option = f"--data.{name.replace('_', '-')}"
+            raise CorpusError(f"{option} is {getattr(config, name)}: it must be a number of at least {smallest}")
 
 
 def domain_shares(config: DataConfig, hours: dict[str, float]) -> dict[str, float]:
@@ -132,43 +150,23 @@ def _manifest(config: DataConfig) -> Manifest | None:
 
 def _backend(config: DataConfig, manifest: Manifest | None) -> str:
     if manifest is None or is_url(config.source):
-        needed = "memory" if manifest is None else "stream"
+        needed = "decoded" if manifest is None else "stream"
         if config.backend not in ("auto", needed):
             raise CorpusError(f"{config.source} can only be read with --data.backend {needed}")
         return needed
-    fits = manifest.hours <= config.memory_hours
-    return config.backend if config.backend != "auto" else ("memory" if fits else "stream")
+    fits = sum(manifest.hours.values()) <= config.decoded_hours
+    return config.backend if config.backend != "auto" else ("decoded" if fits else "stream")
 
 
-def _hours(manifest: Manifest) -> dict[str, float]:
-    return {domain: content["hours"] for domain, content in manifest.domains.items()}
-
-
-def _decode(config: DataConfig, manifest: Manifest | None) -> Decoded:
+def _decode(config: DataConfig, manifest: Manifest | None, sample_rate: int) -> Decoded:
     folder = Path(config.source)
     if manifest is None:
-        return decode_folder(folder, config.cache_dir)
+        return decode_folder(folder, sample_rate, config.cache_dir)
     return decode_shards(folder, manifest, config.cache_dir)
 
 
-def _memory_batches(
-    rules: dict[str, CropRule], shares: dict[str, float], batch_size: int, seed: int, rank: int, gain_db: float
-) -> Callable[[int], Tensor]:
-    domains, limits = list(shares), np.cumsum(list(shares.values()))
+def _decoded_batches(plan: BatchPlan, sources: list[Source], start: int) -> Callable:
+    def batches(turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
+        return ((plan.batch(index, sources), {}) for index in itertools.count(start + turn, turns))
 
-    def batch(index: int) -> Tensor:
-        rows = range(rank * batch_size, (rank + 1) * batch_size)  # of the batch of all ranks
-        rngs = [np.random.default_rng([seed, index, row]) for row in rows]
-        chosen = [min(int(np.searchsorted(limits, rng.random(), side="right")), len(domains) - 1) for rng in rngs]
-        return to_float([rules[domains[i]].draw(rng) for i, rng in zip(chosen, rngs, strict=True)], gain_db, rngs)
-
-    return batch
-
-
-def _ahead(batch: Callable[[int], Tensor], start: int, count: int) -> Iterator[Tensor]:
-    """Yield batch(start), batch(start + 1), …, made `count` ahead by a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(batch, index) for index in range(start, start + count))
-        for index in itertools.count(start + count):
-            waiting.append(pool.submit(batch, index))
-            yield waiting.popleft().result()
+    return batches

@@ -5,13 +5,13 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.train.data.manifest import Shard
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_ARCHIVE = b"\0" * (2 * BLOCK)
@@ -51,13 +51,28 @@ def flac_length(data: bytes) -> int:
     return int.from_bytes(data[18:26], "big") & (1 << 36) - 1 if data[:4] == b"fLaC" else 0
 
 
-def read_flacs(stream) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the FLAC files in a tar read from a binary stream; raises tarfile.TarError or OSError."""
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            if member.name.endswith(".flac"):
-                yield member.name, tar.extractfile(member).read()
-            tar.members = []  # or the tar remembers all members of a long shard
+class DamagedShard(ValueError):
+    """Bytes that are not the shard which the manifest describes."""
+
+
+def shard_flacs(data: bytes, shard: Shard, verify: bool = True) -> dict[str, bytes]:
+    """The bytes of a shard -> its FLAC files by name. Raises DamagedShard where they are not those of the manifest.
+
+    verify: compare the SHA-256 too, where the manifest has one.
+    """
+    if verify and shard.sha256 and hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise DamagedShard(f"its {len(data)} bytes are not those of the manifest's SHA-256")
+    flacs = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                if member.isfile() and member.name.endswith(".flac"):
+                    flacs[member.name] = tar.extractfile(member).read()
+    except (tarfile.TarError, OSError) as error:
+        raise DamagedShard(f"not a whole tar: {error}") from error
+    if len(flacs) != shard.clips:
+        raise DamagedShard(f"it has {len(flacs)} clips, the manifest says {shard.clips}")
+    return flacs
 
 
 class ShardWriter:
@@ -136,12 +151,3 @@ def _tar_header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, 0o644, 0
     return member.tobuf(format=tarfile.USTAR_FORMAT)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,23 +8,18 @@ As the manifest says how many clips a shard has, a resumed run finds its group w
 import itertools
 import logging
 import math
-import signal
-import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.train.data.crops import CropRule, to_float
-from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.shards import DamagedFlac, flac_length, read_flac, read_flacs
-
-if TYPE_CHECKING:
-    from hear_jepa.train.data.sampler import DataConfig
+from hear_jepa.train.data.crops import SHARDS, BatchPlan, CropRule, generator
+from hear_jepa.train.data.manifest import FILE_NAME, Manifest, Shard, parse_manifest
+from hear_jepa.train.data.shards import DamagedFlac, DamagedShard, flac_length, read_flac, shard_flacs
 
 log = logging.getLogger(__name__)
 
@@ -47,133 +42,98 @@ def read_manifest(source: str) -> Manifest:
     """Read the manifest of a remote corpus; raises CorpusError."""
     url = locate(source, FILE_NAME)
     try:
-        with _open(url) as stream:
-            return parse_manifest(stream.read(), url)
+        return parse_manifest(_read(url), url)
     except OSError as error:
         raise CorpusError(f"{url}: cannot be opened ({error}); --data.source names the folder of the shards") from error
 
 
-def _open(url: str):
+def _read(url: str) -> bytes:
+    with _open(url) as stream:
+        return stream.read()
+
+
+def _open(url: str) -> IO[bytes]:
+    if not is_url(url):
+        return open(url, "rb")
     try:
         from webdataset import gopen
     except ImportError as error:
-        raise CorpusError("streaming shards needs webdataset: pip install hear-jepa[train]") from error
+        raise CorpusError("reading shards from a URL needs webdataset: pip install hear-jepa[train]") from error
     return gopen(url)
 
 
-class ShardBatches(IterableDataset):
-    """Batches of crops for one rank, made by `config.workers` processes that take turns."""
+@dataclass(frozen=True)
+class StreamedBatches:
+    """The batches of one rank, made by processes that take turns."""
 
-    def __init__(
-        self,
-        config: "DataConfig",
-        manifest: Manifest,
-        shares: dict[str, float],
-        batch_size: int,
-        samples: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        start_batch: int,
-    ):
-        super().__init__()
-        self._config, self._manifest, self._shares = config, manifest, shares
-        self._batch_size, self._samples, self._seed = batch_size, samples, seed
-        self._rank, self._world_size, self._start = rank, world_size, start_batch
-        self.skipped = {"shards": 0, "clips": 0}
+    source: str
+    shards: tuple[tuple[Shard, ...], ...]  # of each domain
+    plan: BatchPlan
+    samples: int
+    start: int
+    crops_per_clip: int
+    open_shards: int
 
-    def batches(self) -> Iterator[Tensor]:
-        """Yield float32 [batch_size, samples] for ever, and keep `skipped` up to date."""
-        workers = self._config.workers
-        prefetch = max(2, self._config.prefetch // max(1, workers)) if workers else None
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=prefetch,
-            worker_init_fn=_leave_signals_to_the_run,
-        )
-        for batch, skipped in loader:
-            for kind, count in skipped.items():
-                self.skipped[kind] += count
-            yield batch
+    def __call__(self, turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
+        """Yield (batch, {what was skipped: how many}) for ever: batches turn, turn + turns, … from `start` on.
 
-    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, int]]]:
-        """The batches of this process: number w of W makes batches w, w + W, … whatever batch it starts with."""
-        worker = get_worker_info()
-        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        first = self._start + turn
-        unit, units = self._rank * workers + first % workers, self._world_size * workers
+        Process number w of W makes batches w, w + W, … whatever batch the run starts with.
+        """
+        first = self.start + turn
+        unit, units = self.plan.rank * turns + first % turns, self.plan.world_size * turns
         skipped = {"shards": 0, "clips": 0}
-        streams = [
-            DomainStream(self._config, self._shards(domain), self._samples, self._seed, unit, units, skipped)
-            for domain in self._shares
-        ]
-        drawn = np.zeros(len(streams), dtype=np.int64)
-        for index in range(first % workers, first, workers):
-            drawn += np.bincount(self._choose(index), minlength=len(streams))
-        for index in itertools.count(first, workers):
-            crops, rngs = [], []
-            for domain in self._choose(index):
-                rng = np.random.default_rng([self._seed, unit, units, int(domain), int(drawn[domain])])
-                crops.append(streams[domain].draw(int(drawn[domain]), rng))
-                rngs.append(rng)
-                drawn[domain] += 1
-            yield to_float(crops, self._config.gain_db, rngs), dict(skipped)
+        sources = [DomainStream(self, shards, unit, units, skipped) for shards in self.shards]
+        for index in range(first % turns, first, turns):
+            for domain, count in enumerate(np.bincount(self.plan.domains(index), minlength=len(sources))):
+                sources[domain].drawn += int(count)
+        for index in itertools.count(first, turns):
+            yield self.plan.batch(index, sources), dict(skipped)
             skipped.update(shards=0, clips=0)
-
-    def _choose(self, index: int) -> np.ndarray:
-        """The domains of the crops of a batch, [batch_size]."""
-        rng = np.random.default_rng([self._seed, self._rank, index])
-        return rng.choice(len(self._shares), self._batch_size, p=list(self._shares.values()))
-
-    def _shards(self, domain: str) -> list[dict]:
-        return [shard for shard in self._manifest.shards if shard["domain"] == domain]
 
 
 class DomainStream:
-    """The crops of one domain for one of `units` processes, numbered from 0; only ever asked for later ones.
+    """The crops of one domain for process `unit` of `units`; `drawn` counts them and may be raised to skip some.
 
     Shards come in groups of `open_shards`, numbered through all epochs; an epoch deals out the shards anew.
     """
 
-    def __init__(
-        self, config: "DataConfig", shards: list[dict], samples: int, seed: int, unit: int, units: int, skipped: dict
-    ):
-        self._config, self._shards, self._samples, self._seed = config, shards, samples, seed
-        self._unit, self._units, self._skipped = unit, units, skipped
+    def __init__(self, batches: StreamedBatches, shards: tuple[Shard, ...], unit: int, units: int, skipped: dict):
+        self._batches, self._shards, self._unit, self._units, self._skipped = batches, shards, unit, units, skipped
         # Too few shards to go round: all processes read all of them and share out the clips.
         self._split_clips = len(shards) < units
-        mine = len(shards) if self._split_clips else len(range(unit, len(shards), units))
-        self._groups_per_epoch = math.ceil(mine / config.open_shards)
+        own = len(shards) if self._split_clips else len(range(unit, len(shards), units))
+        self._groups_per_epoch = math.ceil(own / batches.open_shards)
         self._group, self._end = -1, 0
         self._rule: CropRule | None = None
+        self._verified: set[str] = set()
+        self.drawn = 0
 
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Crop number `index`, int16 [samples]."""
-        if index >= self._end:
-            while index >= self._end:
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """The next crop, int16 [samples]."""
+        if self.drawn >= self._end:
+            while self.drawn >= self._end:
                 self._group += 1
                 self._end += self._crops_in(self._shards_of(self._group))
             self._rule = self._load(self._group)
+        self.drawn += 1
         for _ in range(ATTEMPTS):
             try:
                 return self._rule.draw(rng)
             except DamagedFlac as error:
                 self._skipped["clips"] += 1
-                log.warning("%s: %s; drawing another clip", self._config.source, error)
-        raise CorpusError(f"{self._config.source}: {ATTEMPTS} clips in a row are damaged; prepare the shards again")
+                log.warning("%s: %s; drawing another clip", self._batches.source, error)
+        raise CorpusError(f"{self._batches.source}: {ATTEMPTS} clips in a row are damaged; prepare the shards again")
 
-    def _shards_of(self, group: int) -> list[dict]:
+    def _shards_of(self, group: int) -> list[Shard]:
         epoch, within = divmod(group, self._groups_per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._shards))
-        mine = order if self._split_clips else order[self._unit :: self._units]
-        first = within * self._config.open_shards
-        return [self._shards[i] for i in mine[first : first + self._config.open_shards]]
+        order = generator(self._batches.plan.seed, SHARDS, epoch).permutation(len(self._shards))
+        own = order if self._split_clips else order[self._unit :: self._units]
+        first = within * self._batches.open_shards
+        return [self._shards[i] for i in own[first : first + self._batches.open_shards]]
 
-    def _crops_in(self, shards: list[dict]) -> int:
-        clips = sum(shard["clips"] for shard in shards)
-        return math.ceil(clips / (self._units if self._split_clips else 1)) * self._config.crops_per_clip
+    def _crops_in(self, shards: list[Shard]) -> int:
+        clips = sum(shard.clips for shard in shards)
+        return math.ceil(clips / (self._units if self._split_clips else 1)) * self._batches.crops_per_clip
 
     def _load(self, group: int) -> CropRule:
         """Hold a group in memory; where nothing of it can be read, the next that can be takes its place."""
@@ -182,22 +142,22 @@ class DomainStream:
             if self._split_clips:
                 flacs = flacs[self._unit :: self._units] or flacs
             if flacs:
-                return flac_rule(flacs, self._samples)
-        files = sorted({shard["file"] for shard in self._shards})
-        raise CorpusError(f"{self._config.source}: cannot read {', '.join(files[:3])}, …; prepare the shards again")
+                return flac_rule(flacs, self._batches.samples)
+        files = ", ".join(sorted({shard.file for shard in self._shards})[:3])
+        raise CorpusError(f"{self._batches.source}: cannot read {files}, …; damaged or missing: prepare them again")
 
-    def _read(self, shard: dict) -> list[bytes]:
-        """The FLAC files of a shard, as far as it can be read."""
-        url, flacs = locate(self._config.source, shard["file"]), []
+    def _read(self, shard: Shard) -> list[bytes]:
+        """The FLAC files of a shard; none where it cannot be read or is not the one that the manifest describes."""
+        url = locate(self._batches.source, shard.file)
         try:
-            with _open(url) as stream:
-                flacs.extend(flac for _, flac in read_flacs(stream))
-        except (tarfile.TarError, OSError) as error:
-            log.warning("%s is damaged or missing (%s); training goes on without the rest of it", url, error)
-        if len(flacs) < shard["clips"]:
+            flacs = list(shard_flacs(_read(url), shard, verify=shard.file not in self._verified).values())
+        except (DamagedShard, OSError) as error:
+            log.warning("%s is damaged or missing (%s); training goes on without it", url, error)
             self._skipped["shards"] += 1
+            return []
+        self._verified.add(shard.file)
         usable = [flac for flac in flacs if flac_length(flac)]
-        self._skipped["clips"] += shard["clips"] - len(usable)
+        self._skipped["clips"] += len(flacs) - len(usable)
         return usable
 
 
@@ -205,9 +165,3 @@ def flac_rule(flacs: list[bytes], samples: int) -> CropRule:
     """Crops from FLAC files held in memory; only what a crop needs is decoded."""
     lengths = np.array([flac_length(flac) for flac in flacs])
     return CropRule(lengths, lambda clip, start, count: read_flac(flacs[clip], start, count), samples)
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A stop is for the run to act on; its workers end with it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
