@@ -23,7 +23,7 @@ import torch
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.evaluation.baselines import BASELINES
-from hear_jepa.evaluation.features import SplitFeatures, embed_clips
+from hear_jepa.evaluation.features import SplitFeatures, embed_split
 from hear_jepa.evaluation.model_spec import load_spec
 from hear_jepa.evaluation.scoring import fitter, score_fold, subsample
 from hear_jepa.evaluation.tasks import Task, read_task
@@ -103,7 +103,7 @@ def probe_layers(spec: str, layers: int, task: Task, max_clips: int) -> list[flo
     splits = sorted({split for fold in folds for split in (*fold.train, fold.valid)})
     task = replace(task, clips=subsample(task, tuple(splits), max_clips, seed=0))
     model = load_spec(spec, "cpu")
-    embedded = {split: embed_clips(task.clips[split], task.kind, task.sample_rate, model) for split in splits}
+    embedded = {split: embed_split(task, split, model) for split in splits}
     scores = []
     for layer in range(layers):
         part = {split: _layer(features, layer, layers) for split, features in embedded.items()}

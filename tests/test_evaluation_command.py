@@ -1,16 +1,20 @@
 """`hear-jepa evaluate` from end to end.
 
-* Every model × protocol × task gives a cell; results.json, results.md and a PNG are written.
-* One failing pair never loses the others: it is listed, its cell is empty, the exit code is 1.
+* Every model × protocol × task gives a cell, but for retrieval on event tasks; results.json, results.md and a PNG are
+  written.
+* One failing run never loses the others: it is listed, its cell is empty, the exit code is 1.
 * A damaged task folder, an unknown task, a text that is no SPEC: exit code 2 and one line, before any model runs.
-* A run killed in the middle and run again gives the table of one that was not, and embeds no finished pair again.
+* A run killed in the middle and run again gives the table of one that was not, and embeds no finished task again.
 * `--splits valid` stores no test score; `--protocol hear` refuses it.
 * Two weights files of one module have a row of their own.
 * Audio at a model's own rate, once a task's folder has it, is checked and scored anew.
 * A domain's mean is over all its tasks, or missing; published rows stand apart and only for official HEAR tasks.
+* The table is made again from results.json, also into a document, and is the same.
+* Where stderr is no terminal, progress is a line a run.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
@@ -18,9 +22,10 @@ from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 from hear_jepa.cli import main
 from hear_jepa.evaluation.resample import resampled_copy
 from hear_jepa.evaluation.runs import RunResult
-from hear_jepa.evaluation.table import domain_means, markdown, measured_rows, published_rows
+from hear_jepa.evaluation.table import BEGIN, END, columns_of, domain_means, markdown, published_rows, short_names
 from hear_jepa.evaluation.tasks import read_task
 
+TASKS = ("speech_tones-v1", "esc_tones-v1", "percussion_tones-v1")
 KILLED_MODULE = (
     FAKE_MODULE
     + """
@@ -47,7 +52,9 @@ def room(tmp_path, monkeypatch):
 
 
 def evaluate(room, *arguments, out="out", models=None):
+    """By nearest neighbours, the quickest, unless the arguments say otherwise."""
     models = models or [f"fake_{room.name}"]
+    arguments = arguments if "--protocol" in arguments else (*arguments, "--protocol", "knn")
     common = ["evaluate", "--tasks-dir", str(room / "tasks"), "--out", str(room / out), "--models", *models]
     return main([*common, *arguments])
 
@@ -56,15 +63,12 @@ def measured(room, out="out"):
     return json.loads((room / out / "results.json").read_text())["measured"]
 
 
-def test_all_pairs_are_scored(room):
+def test_all_runs_are_scored(room):
     write_event_task(room / "tasks" / "percussion_tones-v1")
-    assert evaluate(room, "--protocol", "linear", "knn") == 0
+    assert evaluate(room, "--protocol", "linear", "knn", "retrieval") == 0
     results = measured(room)
-    assert {(r["task"], r["protocol"]) for r in results} == {
-        (task, protocol)
-        for task in ("speech_tones-v1", "esc_tones-v1", "percussion_tones-v1")
-        for protocol in ("linear", "knn")
-    }
+    expected = {(task, protocol) for task in TASKS for protocol in ("linear", "knn", "retrieval")}
+    assert {(r["task"], r["protocol"]) for r in results} == expected - {("percussion_tones-v1", "retrieval")}
     for result in results:
         score = result["scores"][result["score"]]
         assert score["test"]["mean"] > 0.8, (result["task"], result["protocol"], score)
@@ -73,18 +77,21 @@ def test_all_pairs_are_scored(room):
     assert runs["speech_tones-v1", "linear"] == runs["esc_tones-v1", "linear"] == runs["esc_tones-v1", "knn"] == 3
     assert runs["speech_tones-v1", "knn"] == 1  # it has no seed
     table = (room / "out" / "results.md").read_text()
-    assert "| **environment** | **speech** | **event** |" in table
+    assert (
+        "| esc_tones<br>accuracy | speech_tones<br>accuracy | percussion_tones<br>onset F, 200 ms | **scenes** |"
+        in table
+    )
     assert (room / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_failing_pair_loses_no_other(room, caplog):
+def test_failing_run_loses_no_other(room, caplog):
     fake, broken = f"fake_{room.name}", f"broken_{room.name}"
     assert evaluate(room, models=[broken, fake, "no_such_module"]) == 1
     errors = {result["model"]: result["error"] for result in measured(room)}
     assert errors == {broken: "MemoryError: too big", fake: "", "no_such_module": errors["no_such_module"]}
     assert "cannot import no_such_module" in errors["no_such_module"]
     table = (room / "out" / "results.md").read_text()
-    assert f"| {broken} | linear | – | – | – | – | – |" in table and "MemoryError: too big" in table
+    assert f"| {broken} | knn | – | – | – | – |" in table and "MemoryError: too big" in table
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,8 @@ def test_killed_and_run_again_gives_the_same_table(room):
 def test_validation_alone_stores_no_test_score(room):
     assert evaluate(room, "--splits", "valid") == 0
     assert all(set(score) == {"valid"} for result in measured(room) for score in result["scores"].values())
+    embedded = {path.stem for path in (room / "out" / "embeddings").rglob("speech_tones*/*.npz")}
+    assert embedded == {"train", "valid"}
     assert evaluate(room) == 0  # the same folder, later
     assert all(set(score) == {"valid", "test"} for result in measured(room) for score in result["scores"].values())
 
@@ -149,33 +158,62 @@ def test_audio_at_the_models_own_rate_is_heard_as_soon_as_it_is_there(room):
     copy = resampled_copy(read_task(folder), 8000, room / "8000Hz")
     (copy / "8000").rename(folder / "8000")
     assert evaluate(room, "--tasks", "speech_tones", models=[slow]) == 0
-    assert len(list((room / "out" / "pairs").rglob("*.json"))) == 2
+    assert len(list((room / "out" / "runs").rglob("*.json"))) == 2
     next((folder / "8000" / "test").iterdir()).unlink()
     assert evaluate(room, "--tasks", "speech_tones", models=[slow]) == 1
     assert "8000" in measured(room)[0]["error"]
 
 
-def result(task, mean, model="m"):
+def result(task, mean, model="m", domain="speech", **parts):
     scores = {"top1_acc": {"test": {"mean": mean, "std": 0.0, "runs": [mean]}}}
-    return RunResult(model, task, "linear", "speech", "top1_acc", scores, embedding_size=8)
+    return RunResult(model, task, "linear", domain, "top1_acc", scores=scores, embedding_size=8, **parts)
 
 
-def test_domain_mean_needs_all_its_tasks(tmp_path):
-    tasks = [read_task(write_scene_task(tmp_path / name, clips=1)) for name in ("speech_a-v1", "speech_b-v1", "esc-v1")]
-    assert domain_means({"speech_a-v1": 50.0, "speech_b-v1": 70.0}, tasks) == {"speech": 60.0}
-    assert domain_means({"speech_a-v1": 50.0, "esc-v1": 10.0}, tasks) == {"environment": 10.0}
-    results = [result("speech_a-v1", 0.5), result("speech_b-v1", 0.7)]
-    table = markdown(measured_rows(results, "test"), [], tasks, "test", results)
-    assert "| m | linear | 8 | – | 50.0 | 70.0 | – | 60.0 |" in table
+def test_domain_mean_needs_all_its_tasks():
+    every = [result("speech_a-v1", 0.5), result("speech_b-v1", 0.7), result("esc-v1", 0.1, domain="environment")]
+    columns = columns_of(every)
+    assert [column.name for column in columns] == ["esc-v1", "speech_a-v1", "speech_b-v1"]
+    assert domain_means({"speech_a-v1": 50.0, "speech_b-v1": 70.0}, columns) == {"speech": 60.0}
+    assert domain_means({"speech_a-v1": 50.0, "esc-v1": 10.0}, columns) == {"environment": 10.0}
+    table = markdown([*every[:2], replace(every[2], scores={}, error="deaf")], "test")
+    assert "| m | linear | 8 | – | 50.0 | 70.0 | – | 60.0 | – |" in table
+    assert "* m, esc-v1, linear: deaf" in table
 
 
-def test_published_scores_are_of_official_tasks_alone(tmp_path):
-    official = read_task(write_scene_task(tmp_path / "esc50-v2.0.0-full", clips=1))
-    part = read_task(write_scene_task(tmp_path / "speech_commands-9words", clips=1))
-    assert published_rows([part]) == []
-    rows = published_rows([official, part])
+def test_the_table_is_made_again_from_results_json(room, capsys):
+    assert evaluate(room, "--protocol", "knn", "retrieval") == 0
+    stored, document = room / "out" / "results.json", room / "README.md"
+    assert main(["evaluate", "--table", str(stored)]) == 0
+    table = capsys.readouterr().out
+    assert table == (room / "out" / "results.md").read_text()
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        assert main(["evaluate", "--table", str(stored), "--into", str(document)]) == 0
+        assert document.read_text() == f"before\n{BEGIN}\n{table}{END}\nafter\n"
+    document.write_text("no marks")
+    assert main(["evaluate", "--table", str(stored), "--into", str(document)]) == 2
+    assert document.read_text() == "no marks" and BEGIN in capsys.readouterr().err
+
+
+def test_published_scores_are_of_official_tasks_alone():
+    part = result("speech_commands-9words", 0.9)
+    official = result("esc50-v2.0.0-full", 0.5, domain="environment")
+    assert published_rows(columns_of([part])) == []
+    rows = published_rows(columns_of([official, part]))
     assert {row.label: row.cells for row in rows}["OpenL3"] == {"esc50-v2.0.0-full": 75.1}
     assert all(row.source for row in rows)
-    table = markdown(measured_rows([], "test"), rows, [official, part], "test", [])
+    table = markdown([official, part], "test")
     apart = table[table.index("not measured here") :]
     assert "OpenL3 | 75.1 | – | HEAR 2021 leaderboard" in apart and "OpenL3" not in table.removesuffix(apart)
+
+
+def test_names_lose_their_version_unless_it_tells_two_apart():
+    columns = columns_of([result("nsynth_pitch-v2-5h", 1), result("nsynth_pitch-v2-50h", 1), result("esc50-v2", 1)])
+    assert list(short_names(columns).values()) == ["nsynth_pitch-v2-5h", "nsynth_pitch-v2-50h", "esc50"]
+
+
+def test_a_log_file_gets_one_line_a_run(room, caplog, capsys):
+    assert evaluate(room, "--tasks", "speech_tones") == 0
+    (line,) = [record.getMessage() for record in caplog.records if "speech_tones" in record.getMessage()]
+    assert line.startswith(f"1/1 fake_{room.name} speech_tones-v1 knn: ") and "%" in line
+    assert "\r" not in capsys.readouterr().err

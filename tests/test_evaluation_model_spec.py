@@ -5,8 +5,9 @@
 * Embeddings do not depend on which clips share a batch, and come in the order of the clips.
 * A second look reads the cache; a model of other weights does not find it.
 * A model of another rate hears the task resampled.
-* The baselines follow the HEAR API: sizes, timestamps, `untrained` the same every time; logmel-stats are a mean and a
-  deviation.
+* The baselines follow the HEAR API: sizes and timestamps. `untrained` is random, the same every time, and served as its
+  checkpoint; logmel-stats are a mean and a standard deviation, of the model's front end or the paper's.
+* Clips and embeddings that are not finite are an error that names model, task and clip.
 """
 
 import types
@@ -19,12 +20,13 @@ import torch
 from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
 from hear_jepa import Embedder
-from hear_jepa.errors import OptionError
-from hear_jepa.evaluation.baselines.logmel_stats import LogMelStats
+from hear_jepa.errors import OptionError, TaskError
+from hear_jepa.evaluation.baselines.logmel_stats import PAPER, LogMelStats
+from hear_jepa.evaluation.baselines.untrained import untrained
 from hear_jepa.evaluation.features import embed_split
 from hear_jepa.evaluation.model_spec import ModelSpec, load_spec, loaded_module, parse_spec
 from hear_jepa.evaluation.tasks import read_task
-from hear_jepa.model.checkpoint import ServedConfig
+from hear_jepa.model.checkpoint import ServedConfig, save_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig
 
 
@@ -131,19 +133,22 @@ def test_model_of_another_rate_hears_resampled_audio(tmp_path):
     assert sorted(set(heard)) == [round(44100 * seconds) for seconds in (0.3, 0.4, 0.5)]
 
 
-@pytest.mark.parametrize("name", ["logmel-stats", "untrained"])
-def test_baselines_follow_the_api(name):
-    model = load_spec(f"{name}:hop_ms=80")
+BASELINE_SPECS = ["logmel-stats:hop_ms=80", "logmel-stats,front_end=paper,hop_ms=80", "untrained:hop_ms=80"]
+
+
+@pytest.mark.parametrize("spec", BASELINE_SPECS)
+def test_baselines_follow_the_api(spec):
+    model = load_spec(spec)
     audio = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
     scenes, (embeddings, times) = model.scene(audio), model.timestamps(audio)
     assert scenes.shape == (2, model.model.scene_embedding_size)
     assert embeddings.shape == (2, times.shape[1], model.model.timestamp_embedding_size)
     assert torch.all(times.diff(dim=1) == 80) and times.max() < 1000
-    assert load_spec(f"{name}:hop_ms=80").key == model.key
+    assert load_spec(spec).key == model.key
 
 
 def test_logmel_stats_are_mean_and_deviation():
-    model = LogMelStats(hop_ms=40)
+    model = LogMelStats(PAPER, window_ms=160, hop_ms=40)
     audio = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
     log_mel = model.log_mel(audio)
     expected = torch.cat([log_mel.mean(2), log_mel.std(2, correction=0)], dim=1)
@@ -152,3 +157,37 @@ def test_logmel_stats_are_mean_and_deviation():
     around = log_mel[..., 20 - 8 : 20 + 9]  # 160 ms around 200 ms
     expected = torch.cat([around.mean(2), around.std(2, correction=0)], dim=1)
     torch.testing.assert_close(embeddings[:, times[0].tolist().index(200.0)], expected)
+
+
+def test_logmel_stats_take_the_front_end_of_the_model_or_the_papers(tmp_path, checkpoint):
+    wide = replace(checkpoint, front_end=replace(checkpoint.front_end, n_fft=1024))
+    save_checkpoint(tmp_path / "wide.safetensors", wide)
+    own, paper = (
+        load_spec(f"logmel-stats:{tmp_path}/wide.safetensors,front_end={name}") for name in ("model", "paper")
+    )
+    assert own.model.log_mel.config == wide.front_end
+    assert (paper.model.log_mel.config.n_fft, paper.model.log_mel.config.n_mels) == (400, 80)
+    with pytest.raises(OptionError, match="front_end must be one of model, paper"):
+        load_spec("logmel-stats:front_end=other")
+
+
+def test_untrained_is_served_as_the_checkpoint_is(checkpoint):
+    served = replace(checkpoint, served=ServedConfig(layers=(1, 3), scene_hop_ms=40, pooling="mean+std"))
+    random, again, other = untrained(served), untrained(served), untrained(served, seed=1)
+    assert (random.encoder, random.front_end, random.served) == (served.encoder, served.front_end, served.served)
+    name = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(random.weights[name], again.weights[name])
+    assert not torch.equal(random.weights[name], other.weights[name])
+    assert served.weights["blocks.0.mlp.fc1.bias"].any() and not random.weights["blocks.0.mlp.fc1.bias"].any()
+
+
+def test_what_is_not_finite_is_an_error_with_the_names_of_model_task_and_clip(fake, tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tones-v1"))
+    clip = task.clips["train"][5].path
+    soundfile.write(clip, 1e30 * np.ones(task.clips["train"][5].samples), 16000, format="WAV", subtype="FLOAT")
+    for spec in (fake, "hear_jepa", "untrained"):
+        with pytest.raises(TaskError, match=f"{spec} on tones-v1.*{clip.name}"):
+            embed_split(task, "train", load_spec(spec, "cpu"))
+    soundfile.write(clip, np.full(task.clips["train"][5].samples, np.nan), 16000, format="WAV", subtype="FLOAT")
+    with pytest.raises(TaskError, match=f"{clip.name}: holds NaN"):
+        embed_split(task, "train", load_spec(fake))

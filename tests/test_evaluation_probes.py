@@ -5,6 +5,7 @@
 * It is blind to the scale and offset of the features, exact for the same seed, and another seed is another run.
 * Multilabel probes separate what can be separated; scores equal scikit-learn's.
 * A nearest neighbour votes: a training clip is its own neighbour.
+* Retrieval equals the definition: cosine less the training mean, the clip itself aside.
 * Onset F-measure equals the one of a maximum bipartite matching; chroma ignores octaves.
 * Probabilities become events with the times of their frames; short ones go, gaps are bridged by the median.
 * `splits="valid"` computes no test score; the quick probe learns an easy task and fails on shuffled labels.
@@ -22,14 +23,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from hear_jepa.evaluation import scoring
-from hear_jepa.evaluation.baselines import logmel_stats
+from hear_jepa.evaluation import retrieval
 from hear_jepa.evaluation.events import PostProcessing, onset_f_measure
 from hear_jepa.evaluation.features import SplitFeatures, embed_split
 from hear_jepa.evaluation.metrics import accuracy, aucroc, chroma_accuracy, d_prime, mean_average_precision
-from hear_jepa.evaluation.model_spec import load_spec, loaded_module
+from hear_jepa.evaluation.model_spec import load_spec
 from hear_jepa.evaluation.probes import KnnConfig, LinearConfig, knn_probe, linear_probe
-from hear_jepa.evaluation.scoring import probe_model, probe_task
+from hear_jepa.evaluation.retrieval import retrieval_score
+from hear_jepa.evaluation.scoring import examples, probe_model, score_task, training_examples
 from hear_jepa.evaluation.tasks import Event, find_tasks, read_task
 
 SHIPPED = Path(__file__).with_name("tasks")
@@ -69,18 +70,16 @@ def test_agrees_with_logistic_regression(data):
 
 
 def test_agrees_with_logistic_regression_on_real_sound():
-    model = loaded_module(logmel_stats, logmel_stats.load_model(), "logmel-stats")
+    model = load_spec("logmel-stats", "cpu")
     ours, theirs = [], []
     for folder in find_tasks(SHIPPED):
         task = read_task(folder)
         if task.kind == "event":
             continue
         features = {split: embed_split(task, split, model) for split in task.clips}
-        examples = {split: scoring.examples(task, split, features[split]) for split in features}
         for fold in task.folds:
-            parts = [examples[split] for split in fold.train]
-            train = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-            valid, test = examples[fold.valid], examples[fold.test]
+            train = training_examples(task, features, fold)
+            valid, test = (examples(task, split, features[split]) for split in (fold.valid, fold.test))
             ours += [accuracy(linear_probe(train, valid)(test[0]), test[1])] * len(test[0])
             theirs += [regression_accuracy(train, valid, test)] * len(test[0])
     assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.02)
@@ -152,6 +151,27 @@ def test_classes_without_a_clip_do_not_count():
     assert aucroc(targets, targets) == 1.0
 
 
+def test_retrieval_is_the_average_precision_of_the_class_by_centred_cosine(data):
+    (features, targets), _, _ = data
+    features, targets = features[:60] + 50, targets[:60]  # an offset that hides every angle
+    train = features.mean(0, keepdims=True) + 0.01
+    unit = (features - train) / np.linalg.norm(features - train, axis=1, keepdims=True)
+    expected = []
+    for query in range(len(unit)):
+        others = np.arange(len(unit)) != query
+        alike = (targets[others] @ targets[query]) > 0
+        expected.append(average_precision_score(alike, unit[others] @ unit[query]))
+    assert retrieval_score(features, targets, train) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert retrieval_score(targets, targets, np.zeros((1, 5))) == 1.0
+
+
+def test_retrieval_of_many_clips_is_done_in_parts(data, monkeypatch):
+    (features, targets), (train, _), _ = data
+    whole = retrieval_score(features, targets, train)
+    monkeypatch.setattr(retrieval, "QUERIES", 37)
+    assert retrieval_score(features, targets, train) == pytest.approx(whole)
+
+
 def test_chroma_ignores_octaves():
     targets, predictions = np.eye(30)[[0, 5, 7]], np.eye(30)[[12, 29, 8]]
     assert accuracy(predictions, targets) == 0.0
@@ -190,19 +210,19 @@ def test_probabilities_become_events(tmp_path):
 
 def test_event_task_is_solved(tmp_path):
     task = read_task(write_event_task(tmp_path / "tones-v1"))
-    scores = probe_task(task, load_spec("logmel-stats"), splits="test")
+    scores = score_task(task, load_spec("logmel-stats"), splits="test")
     assert min(run["event_onset_200ms_fms"] for run in scores.test) > 0.9
 
 
 def test_validation_alone_computes_no_test_score(tmp_path):
     task = read_task(write_scene_task(tmp_path / "tones-v1"))
-    scores = probe_task(task, load_spec("logmel-stats"), splits="valid")
+    scores = score_task(task, load_spec("logmel-stats"), splits="valid")
     assert scores.test is None and len(scores.valid) == 3
 
 
 def test_folds_are_the_runs_of_a_k_fold_task(tmp_path):
     task = read_task(write_scene_task(tmp_path / "tones-v1", ("fold00", "fold01", "fold02", "fold03")))
-    scores = probe_task(task, load_spec("logmel-stats"))
+    scores = score_task(task, load_spec("logmel-stats"))
     assert len(scores.valid) == len(scores.test) == 4
     assert np.mean([run["top1_acc"] for run in scores.test]) > 0.9
 

@@ -170,7 +170,7 @@ def test_events_lie_in_their_clip_and_the_sound_grows_where_they_start():
 def test_a_linear_probe_on_the_log_mel_beats_chance_and_is_not_perfect(folder):
     linear_model = pytest.importorskip("sklearn.linear_model")
     preprocessing = pytest.importorskip("sklearn.preprocessing")
-    model = logmel_stats.load_model()
+    model = logmel_stats.load_model(front_end="paper")
     features = {
         split: logmel_stats.get_scene_embeddings(torch.from_numpy(audio(folder, split)), model).numpy()
         for split in clips(folder)

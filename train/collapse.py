@@ -72,11 +72,11 @@ def snapshot(encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, prov
 
 def check_probe_tasks(tasks: Sequence[Path]) -> None:
     """Raise `TaskError` for a folder that is not a task which the probes can score."""
-    from hear_jepa.evaluation.scoring import check_scores
+    from hear_jepa.evaluation.scoring import check_protocol
     from hear_jepa.evaluation.tasks import read_task
 
     for folder in tasks:
-        check_scores(read_task(folder))
+        check_protocol(read_task(folder), "linear")
 
 
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Clips -> embeddings by any HEAR module, once: kept on disk by weights, options and task."""
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +9,15 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.errors import TaskError
+from hear_jepa.errors import AudioError, TaskError
 from hear_jepa.evaluation.model_spec import LoadedModel
 from hear_jepa.evaluation.tasks import Clip, Task
 
-logger = logging.getLogger(__name__)
-
 BATCH_S = 32.0  # seconds of audio in a batch of clips of one length
+
+Report = Callable[[str], None]  # is called, again and again, with what is being done
 
 
 @dataclass(frozen=True)
@@ -35,42 +33,39 @@ class SplitFeatures:
     times_ms: np.ndarray
 
 
-def embed_split(task: Task, split: str, model: LoadedModel, cache_dir: Path | None = None) -> SplitFeatures:
-    """Embed one split, or read it back from `cache_dir`."""
+def embed_split(
+    task: Task, split: str, model: LoadedModel, cache_dir: Path | None = None, report: Report | None = None
+) -> SplitFeatures:
+    """Embed one split, or read it back from `cache_dir`. Raises `TaskError` for clips or embeddings with NaN."""
     path = None
     if cache_dir is not None:
         path = cache_dir / model.key / f"{task.name}-{task.fingerprint[:12]}" / f"{split}.npz"
         if path.is_file():
             with np.load(path) as stored:
                 return SplitFeatures(stored["values"], stored["counts"], stored["times_ms"])
-    label = f"{model.spec.text} {task.name} {split}"
-    features = embed_clips(task.clips[split], task.kind, task.sample_rate, model, label)
+    features = _embed(task, split, model, report or (lambda text: None))
     if path is not None:
         with atomic_path(path) as temporary:
             np.savez(temporary, values=features.values, counts=features.counts, times_ms=features.times_ms)
     return features
 
 
-def embed_clips(
-    clips: tuple[Clip, ...], kind: str, sample_rate: int, model: LoadedModel, label: str = ""
-) -> SplitFeatures:
-    """Embed clips of any lengths, those of one length together; TaskError for embeddings that are not finite."""
+def _embed(task: Task, split: str, model: LoadedModel, report: Report) -> SplitFeatures:
+    """Clips of one length are embedded together."""
+    clips = task.clips[split]
     values: list[np.ndarray] = [np.empty(0)] * len(clips)
     times: list[np.ndarray] = [np.zeros(1, np.float32)] * len(clips)
-    with tqdm(total=len(clips), desc=label, unit="clip", leave=False, disable=not label) as progress:
-        for indices in batches(clips, sample_rate):
-            audio = _to_rate(torch.from_numpy(np.stack([_read(clips[i].path) for i in indices])), sample_rate, model)
-            if kind == "scene":
-                embedded = model.scene(audio).unsqueeze(1)
-            else:
-                embedded, centres = model.timestamps(audio)
-            if not torch.isfinite(embedded).all():
-                raise TaskError(f"{clips[indices[0]].path} or a clip beside it: {model.spec.text} gave NaN or infinity")
-            for row, index in enumerate(indices):
-                values[index] = embedded[row].numpy()
-                if kind == "event":
-                    times[index] = centres[row].numpy()
-            progress.update(len(indices))
+    done = 0
+    for indices in batches(clips, task.sample_rate):
+        audio = torch.from_numpy(np.stack([_read(clips[i].path) for i in indices]))
+        audio = _to_rate(audio, task.sample_rate, model.sample_rate)
+        embedded, centres = _embed_batch(audio, [clips[i].path for i in indices], model, task)
+        for row, index in enumerate(indices):
+            values[index] = embedded[row].numpy()
+            if centres is not None:
+                times[index] = centres[row].numpy()
+        done += len(indices)
+        report(f"{split}: {done} of {len(clips)} clips embedded")
     counts = np.array([len(rows) for rows in values])
     return SplitFeatures(np.concatenate(values), counts, np.concatenate(times))
 
@@ -88,13 +83,32 @@ def batches(clips: tuple[Clip, ...], sample_rate: int) -> Iterator[list[int]]:
 
 def _read(path: Path) -> np.ndarray:
     audio, _ = soundfile.read(path, dtype="float32")
+    if not np.isfinite(audio).all():
+        raise TaskError(f"{path}: holds NaN or infinite samples; replace the clip, or drop its line")
     return audio
 
 
-def _to_rate(audio: Tensor, sample_rate: int, model: LoadedModel) -> Tensor:
+def _to_rate(audio: Tensor, sample_rate: int, wanted: int) -> Tensor:
     """A model of another rate hears the task's audio resampled."""
-    if model.sample_rate == sample_rate:
+    if sample_rate == wanted:
         return audio
-    from torchaudio.functional import resample
+    from hear_jepa.files.audio import resample
 
-    return resample(audio, sample_rate, model.sample_rate)
+    return resample(audio, sample_rate, wanted)
+
+
+def _embed_batch(audio: Tensor, paths: list[Path], model: LoadedModel, task: Task) -> tuple[Tensor, Tensor | None]:
+    """[B, samples] -> embeddings [B, T, D] (a scene: T = 1) and their times. `TaskError` names the clip at fault."""
+    try:
+        embedded, centres = (model.scene(audio)[:, None], None) if task.kind == "scene" else model.timestamps(audio)
+        finite = torch.isfinite(embedded).flatten(1).all(1)
+        fault = "holds NaN or infinity: the weights or the precision are at fault, or the clip is far too loud"
+    except AudioError as error:
+        finite, fault = torch.zeros(len(audio), dtype=torch.bool), f"failed: {error}"
+        if len(audio) > 1:
+            for row, path in enumerate(paths):
+                _embed_batch(audio[row : row + 1], [path], model, task)
+    if not finite.all():
+        clip = paths[int((~finite).nonzero()[0])]
+        raise TaskError(f"{model.spec.text} on {task.name}: the embedding of {clip} {fault}")
+    return embedded, centres

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.model_spec import LoadedModel
 from hear_jepa.evaluation.resample import resampled_copy
@@ -25,7 +27,7 @@ from hear_jepa.evaluation.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-REMEDIES_DIR = Path(__file__).with_name("heareval_path")
+PYTHONPATH_DIR = Path(__file__).with_name("heareval_path")
 SCORES_FILE = "test.predicted-scores.json"
 
 
@@ -44,6 +46,7 @@ def run_heareval(
         tasks_dir = resampled_copy(task, model.sample_rate, work_dir.parent.parent / f"{model.sample_rate}Hz").parent
     _run(["heareval.embeddings.runner", *_embedding_arguments(model, task, tasks_dir)], work_dir, model)
     (embedded,) = (path for path in (work_dir / "embeddings").glob("*/*") if path.is_dir())
+    _check_finite(embedded, model, task)
     where = str(embedded.relative_to(work_dir))  # relative: heareval's logs then stay in work_dir too
     _run(["heareval.predictions.runner", where, "--grid-points", str(grid_points), "--grid", grid], work_dir, model)
     shutil.copy(embedded / SCORES_FILE, work_dir)
@@ -51,6 +54,14 @@ def run_heareval(
     for leftover in ("embeddings", "logs"):
         shutil.rmtree(work_dir / leftover, ignore_errors=True)
     return scores
+
+
+def _check_finite(embedded: Path, model: LoadedModel, task: Task) -> None:
+    """heareval would train on NaN and give a score: raise `TaskError` with the clip's name instead."""
+    for path in embedded.rglob("*.embedding.npy"):
+        if not np.isfinite(np.load(path)).all():
+            clip = path.name.removesuffix(".embedding.npy")
+            raise TaskError(f"{model.spec.text} on {task.name}: the embedding of {clip} holds NaN or infinity")
 
 
 def _embedding_arguments(model: LoadedModel, task: Task, tasks_dir: Path) -> list[str]:
@@ -66,7 +77,7 @@ def _embedding_arguments(model: LoadedModel, task: Task, tasks_dir: Path) -> lis
 
 def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
     environment = dict(os.environ)
-    path = [str(REMEDIES_DIR), environment.get("PYTHONPATH", ""), os.getcwd()]  # modules beside the user's work
+    path = [str(PYTHONPATH_DIR), environment.get("PYTHONPATH", ""), os.getcwd()]  # modules beside the user's work
     environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
     if model.device.type == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # heareval would take the GPU
@@ -118,4 +129,4 @@ def read_scores(path: Path, task: Task) -> TaskScores:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{REMEDIES_DIR}\n")
+    sys.stdout.write(f"{PYTHONPATH_DIR}\n")

@@ -20,15 +20,18 @@ def chroma_accuracy(predictions: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(predictions.argmax(1) % 12 == targets.argmax(1) % 12))
 
 
-def mean_average_precision(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Average precision of each class that occurs, averaged over these."""
+def average_precision(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of each class that occurs: [K']."""
     occurring = targets.any(0)
-    if not occurring.any():
-        return 0.0
     order = np.argsort(-predictions[:, occurring], axis=0, kind="stable")
     hits = np.take_along_axis(targets[:, occurring], order, axis=0)
     precision = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
-    return float(np.mean((precision * hits).sum(0) / hits.sum(0)))
+    return (precision * hits).sum(0) / hits.sum(0)
+
+
+def mean_average_precision(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Average precision of each class that occurs, averaged over these."""
+    return float(average_precision(predictions, targets).mean()) if targets.any() else 0.0
 
 
 def class_auc(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hear_jepa import __version__
+from hear_jepa.disk import file_sha256
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.baselines import BASELINES
 
@@ -118,16 +120,25 @@ def loaded_module(module: ModuleType, model: nn.Module, name: str) -> LoadedMode
 
 
 def weights_identity(weights: str, model: nn.Module) -> str:
-    """SHA-256 of the weights file, of the tensors that were loaded, and of what an `Embedder` makes of them."""
-    digest = hashlib.sha256()
-    served = [getattr(model, name, None) for name in ("layers", "scene_hop_ms")]
-    front_end = getattr(getattr(model, "log_mel", None), "config", None)
-    digest.update(repr([*served, front_end]).encode())  # the tensors do not tell them
+    """SHA-256 of the weights file, of the tensors that were loaded, and of the settings that the model was given."""
+    digest = hashlib.sha256("\n".join(_settings(model)).encode())
     if weights and Path(weights).is_file():
-        with open(weights, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        digest.update(file_sha256(weights).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(model: nn.Module) -> Iterator[str]:
+    """What the tensors do not tell: numbers, texts and configurations that are attributes of the model's modules."""
+    for path, module in model.named_modules():
+        for name, value in sorted(vars(module).items()):
+            if not name.startswith("_") and name != "training" and _is_setting(value):
+                yield f"{path}.{name} = {value!r}"
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, (bool, int, float, str)) or is_dataclass(value)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import soundfile
 import torch
-from torchaudio.functional import resample
-from tqdm import tqdm
 
 from hear_jepa.errors import HearJepaError
+from hear_jepa.evaluation.progress import Progress
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
+from hear_jepa.files.audio import resample
 
 
 def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
@@ -35,9 +35,9 @@ def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
         shutil.copy(task.folder / name, folder)
     for split, clips in task.clips.items():
         audio_dir = folder / str(sample_rate) / split
-        for clip in tqdm(clips, desc=f"{task.name} {split} to {sample_rate} Hz", unit="clip", leave=False):
+        for clip in clips:
             audio, rate = soundfile.read(clip.path, dtype="float32")
-            changed = resample(torch.from_numpy(audio), rate, sample_rate).clamp(-1, 1).numpy()
+            changed = resample(torch.from_numpy(audio)[None], rate, sample_rate)[0].clamp(-1, 1).numpy()
             target = audio_dir / clip.path.relative_to(task.folder / str(rate) / split)
             target.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(target, changed, sample_rate, format="FLAC", subtype="PCM_16")
@@ -56,8 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", metavar="NAME")
     arguments = parser.parse_args(argv)
     try:
-        for folder in find_tasks(arguments.tasks_dir, arguments.tasks):
-            resampled_copy(read_task(folder, arguments.source), arguments.target, arguments.out_dir)
+        folders = find_tasks(arguments.tasks_dir, arguments.tasks)
+        with Progress(len(folders), "task") as progress:
+            for folder in folders:
+                resampled_copy(read_task(folder, arguments.source), arguments.target, arguments.out_dir)
+                progress.finished(folder.name)
     except HearJepaError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""One model on one task under one protocol: run once, kept on disk, its failure contained."""
+"""A run is one model on one task under one protocol: scored once, kept on disk, its failure contained."""
 
 import hashlib
 import json
@@ -12,17 +12,18 @@ import numpy as np
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import HearJepaError
+from hear_jepa.evaluation.features import Report
 from hear_jepa.evaluation.hear_eval_kit import run_heareval
 from hear_jepa.evaluation.model_spec import LoadedModel, ModelSpec, load_spec
 from hear_jepa.evaluation.probes import KnnConfig
-from hear_jepa.evaluation.scoring import TaskScores, linear_config, probe_task
+from hear_jepa.evaluation.scoring import TaskScores, linear_config, main_score, score_task
 from hear_jepa.evaluation.tasks import Task, read_task
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """What changes a score besides the model, the task and the protocol; `device` does not."""
 
     splits: str = "test"
@@ -39,7 +40,8 @@ class RunResult:
     task: str
     protocol: str
     domain: str
-    score: str  # the task's first, the one that the tables show
+    score: str  # the one that tables show
+    kind: str = "scene"
     scores: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     sha256: str = ""
     embedding_size: int = 0
@@ -47,64 +49,69 @@ class RunResult:
     seconds: float = 0.0
     error: str = ""
 
+    def shown(self, split: str) -> dict[str, Any]:
+        """Mean, standard deviation and runs of the score that tables show; empty where there is none."""
+        return self.scores.get(self.score, {}).get(split, {})
+
 
 class Runner:
-    """Runs pairs; a finished pair is read back from `out/pairs`, keyed by weights, options, task and settings."""
+    """Scores runs; a finished one is read back from `out/runs`, keyed by weights, options, task and settings."""
 
-    def __init__(self, out: Path, settings: Settings):
-        self.out, self.settings = out, settings
+    def __init__(self, out: Path, options: RunOptions):
+        self.out, self.options = out, options
         self._loaded: tuple[ModelSpec, LoadedModel] | None = None  # the models come one after another
 
-    def run(self, spec: ModelSpec, task: Task, protocol: str) -> RunResult:
-        """The result of a pair; an exception becomes its `error`, which is not kept: the next run tries again."""
+    def run(self, spec: ModelSpec, task: Task, protocol: str, report: Report | None = None) -> RunResult:
+        """The result of a run; an exception becomes its `error`, which is not kept: the next time it is tried again."""
         try:
             model = self._load(spec)
-            task = _heard_by(model, task)
+            task = _at_rate_of(model, task)
             path = self._path(model, task, protocol)
             if path.is_file():
                 return RunResult(**json.loads(path.read_text()) | {"model": spec.text})
             started = time.monotonic()
-            scores = self._score(model, task, protocol)
+            scores = self._score(model, task, protocol, report)
             result = self._result(model, task, protocol, scores, time.monotonic() - started)
-            _write(path, result)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(asdict(result), indent=1))
             return result
         except HearJepaError as error:
             message = str(error)
-        except Exception as error:  # of a foreign module: the other pairs still count
+        except Exception as error:  # of a foreign module: the other runs still count
             logger.debug("%s on %s", spec.text, task.name, exc_info=True)
             message = f"{type(error).__name__}: {error}"
-        logger.warning("%s on %s (%s) failed: %s", spec.text, task.name, protocol, message)
-        return RunResult(spec.text, task.name, protocol, task.domain, task.scores[0], error=message)
+        score = main_score(task, protocol)
+        return RunResult(spec.text, task.name, protocol, task.domain, score, task.kind, error=message)
 
     def _load(self, spec: ModelSpec) -> LoadedModel:
         if self._loaded is None or self._loaded[0] is not spec:
             self._loaded = None  # frees the previous model first
-            self._loaded = (spec, load_spec(spec, self.settings.device))
+            self._loaded = (spec, load_spec(spec, self.options.device))
         return self._loaded[1]
 
     def _settings(self, task: Task, protocol: str) -> dict[str, Any]:
         if protocol == "hear":
-            return {"grid_points": self.settings.grid_points, "grid": self.settings.grid}
-        probe = linear_config(task) if protocol == "linear" else KnnConfig()
-        return {"splits": self.settings.splits, "probe": asdict(probe)}
+            return {"grid_points": self.options.grid_points, "grid": self.options.grid}
+        probes = {"linear": linear_config(task), "knn": KnnConfig()}
+        return {"splits": self.options.splits, "probe": asdict(probes[protocol]) if protocol in probes else {}}
 
     def _path(self, model: LoadedModel, task: Task, protocol: str) -> Path:
         identity = json.dumps([task.fingerprint, self._settings(task, protocol)], sort_keys=True)
         key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        return self.out / "pairs" / protocol / model.key / f"{task.name}-{key}.json"
+        return self.out / "runs" / protocol / model.key / f"{task.name}-{key}.json"
 
-    def _score(self, model: LoadedModel, task: Task, protocol: str) -> TaskScores:
+    def _score(self, model: LoadedModel, task: Task, protocol: str, report: Report | None) -> TaskScores:
         if protocol == "hear":
             work_dir = self.out / "heareval" / self._path(model, task, protocol).stem / model.key
-            return run_heareval(model, task, work_dir, self.settings.grid_points, self.settings.grid)
-        device = self.settings.device or str(model.device)
-        return probe_task(
+            return run_heareval(model, task, work_dir, self.options.grid_points, self.options.grid)
+        return score_task(
             task,
             model,
             protocol=protocol,
-            splits=self.settings.splits,
+            splits=self.options.splits,
             cache_dir=self.out / "embeddings",
-            device=device,
+            device=self.options.device or str(model.device),
+            report=report,
         )
 
     def _result(self, model: LoadedModel, task: Task, protocol: str, scores: TaskScores, seconds: float) -> RunResult:
@@ -114,7 +121,8 @@ class Runner:
             task=task.name,
             protocol=protocol,
             domain=task.domain,
-            score=task.scores[0],
+            score=main_score(task, protocol),
+            kind=task.kind,
             scores=summarise(scores),
             sha256=model.sha256,
             embedding_size=int(size),
@@ -123,7 +131,7 @@ class Runner:
         )
 
 
-def _heard_by(model: LoadedModel, task: Task) -> Task:
+def _at_rate_of(model: LoadedModel, task: Task) -> Task:
     """The task's audio at the model's own rate, where the folder has it."""
     if model.sample_rate == task.sample_rate or not (task.folder / str(model.sample_rate)).is_dir():
         return task
@@ -131,7 +139,7 @@ def _heard_by(model: LoadedModel, task: Task) -> Task:
 
 
 def summarise(scores: TaskScores) -> dict[str, dict[str, dict[str, Any]]]:
-    """Mean and deviation over the runs (seeds or folds) of each score and split."""
+    """Mean and standard deviation over the runs (seeds or folds) of each score and split."""
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     for split, runs in (("valid", scores.valid), ("test", scores.test or [])):
         for name in runs[0] if runs else ():
@@ -142,8 +150,3 @@ def summarise(scores: TaskScores) -> dict[str, dict[str, dict[str, Any]]]:
                 "runs": values,
             }
     return summary
-
-
-def _write(path: Path, result: RunResult) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=1))

@@ -9,30 +9,34 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.events import EVENT_METRICS, PostProcessing, select_post_processing
-from hear_jepa.evaluation.features import SplitFeatures, embed_clips, embed_split
+from hear_jepa.errors import OptionError, TaskError
+from hear_jepa.evaluation.events import EVENT_METRICS, select_post_processing
+from hear_jepa.evaluation.features import Report, SplitFeatures, embed_split
 from hear_jepa.evaluation.metrics import SCENE_METRICS
 from hear_jepa.evaluation.model_spec import LoadedModel, loaded_module
 from hear_jepa.evaluation.probes import LinearConfig, Predict, knn_probe, linear_probe
+from hear_jepa.evaluation.retrieval import RETRIEVAL_SCORE, retrieval_score
 from hear_jepa.evaluation.tasks import Fold, Task, read_task
 
+PROTOCOLS = ("linear", "knn", "retrieval")
 N_SEEDS = 3  # where a task has one split into train, valid and test
 QUICK = LinearConfig(learning_rates=(3e-4, 3e-3), penalties=(0.0,), max_epochs=60, patience=8)
 FRAMES = {"batch_size": 256, "learning_rates": (1e-3, 1e-2), "penalties": (0.0,)}  # an event task has many rows
 Scores = dict[str, float]
+Features = dict[str, SplitFeatures]  # by split
+Examples = tuple[np.ndarray, np.ndarray]  # features [N, D] and targets [N, K] of 0 and 1
 Fit = Callable[..., Predict]
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores of every run (seed or fold), the validation split's apart from the test split's (None: not looked at)."""
+    """Scores of every run (seed or fold), the validation split's apart from the test split's (None: never computed)."""
 
     valid: list[Scores]
     test: list[Scores] | None
 
 
-def probe_task(
+def score_task(
     task: Task,
     model: LoadedModel,
     *,
@@ -40,20 +44,48 @@ def probe_task(
     splits: str = "test",
     cache_dir: Path | None = None,
     device: str = "cpu",
+    report: Report | None = None,
 ) -> TaskScores:
-    """Embed a task and probe it: `protocol` is linear or knn; `splits` "valid" never computes a test score."""
-    check_scores(task)
-    features = {split: embed_split(task, split, model, cache_dir) for split in task.clips}
-    runs = [(fold, seed) for fold in task.folds for seed in range(_n_seeds(task, protocol))]
-    scored = [
-        score_fold(task, features, fold, fitter(task, protocol, seed, device), with_test=splits == "test")
-        for fold, seed in runs
-    ]
-    return TaskScores([valid for valid, _ in scored], [test for _, test in scored] if splits == "test" else None)
+    """Embed a task and score it by one of `PROTOCOLS`; with `splits` "valid" no test split is embedded or scored."""
+    check_protocol(task, protocol)
+    with_test = splits == "test"
+    used = sorted({split for fold in task.folds for split in fold.splits(with_test)})
+    features = {split: embed_split(task, split, model, cache_dir, report) for split in used}
+    n_seeds = N_SEEDS if protocol == "linear" and len(task.folds) == 1 else 1
+    runs = [(fold, seed) for fold in task.folds for seed in range(n_seeds)]
+    scored = []
+    for number, (fold, seed) in enumerate(runs, start=1):
+        if report:
+            report(f"{protocol}, run {number} of {len(runs)}")
+        if protocol == "retrieval":
+            scored.append(retrieve_fold(task, features, fold, with_test))
+        else:
+            scored.append(score_fold(task, features, fold, fitter(task, protocol, seed, device), with_test))
+    return TaskScores([valid for valid, _ in scored], [test for _, test in scored] if with_test else None)
 
 
-def _n_seeds(task: Task, protocol: str) -> int:
-    return N_SEEDS if protocol == "linear" and len(task.folds) == 1 else 1
+def check_protocol(task: Task, protocol: str) -> None:
+    """Raise `OptionError` for an unknown protocol, `TaskError` for one that cannot score this task."""
+    if protocol not in PROTOCOLS:
+        raise OptionError(f"the protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    if not can_score(task, protocol):
+        raise TaskError(f"{task.folder}: retrieval compares whole clips, and this is an event task; use linear or knn")
+    known = EVENT_METRICS if task.kind == "event" else SCENE_METRICS
+    if protocol != "retrieval" and task.scores[0] not in known:
+        raise TaskError(
+            f"{task.folder / 'task_metadata.json'}: the first score {task.scores[0]!r} is not one of "
+            f"{', '.join(known)}; put one of these first, or use --protocol hear"
+        )
+
+
+def can_score(task: Task, protocol: str) -> bool:
+    """Whether a protocol is meant for this kind of task: retrieval is for scenes."""
+    return protocol != "retrieval" or task.kind == "scene"
+
+
+def main_score(task: Task, protocol: str) -> str:
+    """Name of the score that tables show."""
+    return RETRIEVAL_SCORE if protocol == "retrieval" else task.scores[0]
 
 
 def fitter(task: Task, protocol: str, seed: int, device: str = "cpu", quick: bool = False) -> Fit:
@@ -69,38 +101,34 @@ def linear_config(task: Task, quick: bool = False) -> LinearConfig:
     return replace(config, **FRAMES) if task.kind == "event" else config
 
 
-def check_scores(task: Task) -> None:
-    """TaskError where the task's first score is one that the probes do not compute."""
-    known = EVENT_METRICS if task.kind == "event" else SCENE_METRICS
-    if task.scores[0] not in known:
-        raise TaskError(
-            f"{task.folder / 'task_metadata.json'}: the first score {task.scores[0]!r} is not one of "
-            f"{', '.join(known)}; put one of these first, or use --protocol hear"
-        )
-
-
-def score_fold(
-    task: Task, features: dict[str, SplitFeatures], fold: Fold, fit: Fit, with_test: bool = True
-) -> tuple[Scores, Scores]:
-    """Train on a fold; (validation scores, test scores), the latter empty without `with_test`."""
-    train = [examples(task, split, features[split]) for split in fold.train]
-    train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
+def score_fold(task: Task, features: Features, fold: Fold, fit: Fit, with_test: bool = True) -> tuple[Scores, Scores]:
+    """Fit a probe on a fold; (validation scores, test scores), the latter empty without `with_test`."""
     valid = examples(task, fold.valid, features[fold.valid])
-    predict = fit((train_x, train_y), valid, multilabel=task.multilabel or task.kind == "event")
-    if task.kind == "scene":
-        return (
-            _scene_scores(task, predict(valid[0]), valid[1]),
-            _scene_scores(task, *_predicted(task, fold.test, features, predict)) if with_test else {},
-        )
-    chosen = select_post_processing(task, fold.valid, features[fold.valid], predict(valid[0]))
-    return (
-        _event_scores(task, fold.valid, features, predict, chosen),
-        _event_scores(task, fold.test, features, predict, chosen) if with_test else {},
-    )
+    predict = fit(training_examples(task, features, fold), valid, multilabel=task.multilabel or task.kind == "event")
+    score = _scene_scorer(task, features, predict)
+    if task.kind == "event":
+        score = _event_scorer(task, features, fold, predict)
+    return score(fold.valid), score(fold.test) if with_test else {}
 
 
-def examples(task: Task, split: str, features: SplitFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] and targets [N, C] of 0 and 1: of the clips, or of the frames of an event task."""
+def retrieve_fold(task: Task, features: Features, fold: Fold, with_test: bool = True) -> tuple[Scores, Scores]:
+    """Retrieval among the validation clips and among the test clips; the training clips give the mean alone."""
+    train, _ = training_examples(task, features, fold)
+
+    def score(split: str) -> Scores:
+        return {RETRIEVAL_SCORE: retrieval_score(*examples(task, split, features[split]), train)}
+
+    return score(fold.valid), score(fold.test) if with_test else {}
+
+
+def training_examples(task: Task, features: Features, fold: Fold) -> Examples:
+    """The training splits of a fold, one after another."""
+    parts = [examples(task, split, features[split]) for split in fold.train]
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+
+def examples(task: Task, split: str, features: SplitFeatures) -> Examples:
+    """Of the clips, or of the frames of an event task."""
     index = {label: i for i, label in enumerate(task.vocabulary)}
     targets = np.zeros((len(features.values), len(index)), np.float32)
     row = 0
@@ -114,23 +142,25 @@ def examples(task: Task, split: str, features: SplitFeatures) -> tuple[np.ndarra
     return features.values, targets
 
 
-def _predicted(
-    task: Task, split: str, features: dict[str, SplitFeatures], predict: Predict
-) -> tuple[np.ndarray, np.ndarray]:
-    x, y = examples(task, split, features[split])
-    return predict(x), y
+def _scene_scorer(task: Task, features: Features, predict: Predict) -> Callable[[str], Scores]:
+    def score(split: str) -> Scores:
+        x, targets = examples(task, split, features[split])
+        predictions = predict(x)
+        return {name: SCENE_METRICS[name](predictions, targets) for name in task.scores if name in SCENE_METRICS}
+
+    return score
 
 
-def _scene_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> Scores:
-    return {name: SCENE_METRICS[name](predictions, targets) for name in task.scores if name in SCENE_METRICS}
+def _event_scorer(task: Task, features: Features, fold: Fold, predict: Predict) -> Callable[[str], Scores]:
+    """How probabilities become events is selected on the validation split."""
+    chosen = select_post_processing(task, fold.valid, features[fold.valid], predict(features[fold.valid].values))
 
+    def score(split: str) -> Scores:
+        found = chosen.events(task, features[split], predict(features[split].values))
+        expected = [clip.events for clip in task.clips[split]]
+        return {name: EVENT_METRICS[name](found, expected) for name in task.scores if name in EVENT_METRICS}
 
-def _event_scores(
-    task: Task, split: str, features: dict[str, SplitFeatures], predict: Predict, chosen: PostProcessing
-) -> Scores:
-    found = chosen.events(task, features[split], predict(features[split].values))
-    expected = [clip.events for clip in task.clips[split]]
-    return {name: EVENT_METRICS[name](found, expected) for name in task.scores if name in EVENT_METRICS}
+    return score
 
 
 def probe_model(
@@ -152,14 +182,14 @@ def probe_model(
     scores: dict[str, Scores] = {protocol: {} for protocol in protocols}
     for folder in task_folders:
         task = read_task(folder)
-        check_scores(task)
         fold = task.folds[0]
         clips = {}
         for part in (fold.train, (fold.valid,)):
             clips |= subsample(task, part, max_clips, seed)
         task = replace(task, clips=clips)
-        features = {split: embed_clips(clips[split], task.kind, task.sample_rate, model) for split in clips}
+        features = {split: embed_split(task, split, model) for split in clips}
         for protocol in protocols:
+            check_protocol(task, protocol)
             fit = fitter(task, protocol, seed, device, quick=True)
             valid, _ = score_fold(task, features, fold, fit, with_test=False)
             scores[protocol][task.name] = valid[task.scores[0]]

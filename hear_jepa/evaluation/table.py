@@ -1,29 +1,55 @@
-"""Results of pairs -> results.json, results.md and results.png; published scores stand apart from measured ones."""
+"""Results of runs -> results.json, results.md, results.png, and from results.json the table again, wherever it stands.
+
+Published scores stand apart from measured ones.
+"""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hear_jepa.disk import atomic_path
+from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.runs import RunResult
-from hear_jepa.evaluation.tasks import DOMAINS, Task
+from hear_jepa.evaluation.tasks import DOMAINS
 
 MISSING = "–"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"  # of the table inside another document
+SCORE_NAMES = {
+    "top1_acc": "accuracy",
+    "pitch_acc": "pitch accuracy",
+    "chroma_acc": "chroma accuracy",
+    "event_onset_200ms_fms": "onset F, 200 ms",
+    "event_onset_50ms_fms": "onset F, 50 ms",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task of the table."""
+
+    name: str
+    domain: str
+    kind: str
+    score: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model under a protocol, its mean and deviation in per cent by task (NaN: of one run)."""
+    """A model under a protocol: mean and standard deviation in per cent by task (NaN: of one run alone)."""
 
     label: str
     protocol: str
     size: str
     cells: dict[str, tuple[float, float]]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The scores alone."""
+        return {name: mean for name, (mean, _) in self.cells.items()}
 
 
 @dataclass(frozen=True)
@@ -35,37 +61,71 @@ class PublishedRow:
     cells: dict[str, float]
 
 
-def write_report(out: Path, results: list[RunResult], tasks: list[Task], split: str, figure: bool = True) -> None:
-    """Write the three files; called after every pair, without the figure, so that a long run can be followed."""
-    rows = measured_rows(results, split)
-    published = published_rows(tasks)
+def write_results(out: Path, results: Sequence[RunResult], split: str, chart: bool = True) -> None:
+    """Write the three files; called after every run, without the chart, so that a long evaluation can be followed."""
+    columns = columns_of(results)
     content = {
         "split": split,
         "measured": [asdict(result) for result in results],
-        "published": [asdict(row) for row in published],
+        "published": [asdict(row) for row in published_rows(columns)],
     }
     with atomic_path(out / "results.json") as path:
         path.write_text(json.dumps(content, indent=1))
     with atomic_path(out / "results.md") as path:
-        path.write_text(markdown(rows, published, tasks, split, results))
-    if figure and any(row.cells for row in rows):
-        with atomic_path(out / "results.png") as path:
-            from hear_jepa.evaluation.charts import draw
+        path.write_text(markdown(results, split))
+    rows = measured_rows(results, split)
+    if chart and any(row.cells for row in rows):
+        from hear_jepa.evaluation.charts import draw
 
-            draw(path, rows, published, tasks, split)
+        draw(out / "results.png", rows, published_rows(columns), columns, split)
+
+
+def read_results(paths: Iterable[str | Path]) -> tuple[list[RunResult], str]:
+    """The measured results of results.json files and their split, which must be one. Raises `OptionError`."""
+    results, splits = [], set()
+    for path in paths:
+        try:
+            content = json.loads(Path(path).read_text())
+            results += [RunResult(**result) for result in content["measured"]]
+            splits.add(content["split"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OptionError(f"{path} is no results.json of `hear-jepa evaluate` ({error})") from error
+    if len(splits) != 1:
+        raise OptionError(f"the files hold scores of different splits: {', '.join(sorted(splits))}; give those of one")
+    return results, splits.pop()
+
+
+def replace_table(document: Path, table: str) -> None:
+    """Put a table between the two marks of a document, in place of what stands there. Raises `OptionError`."""
+    text = document.read_text(encoding="utf-8") if document.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise OptionError(f"{document}: the table goes between the lines {BEGIN} and {END}; write them there first")
+    with atomic_path(document) as path:
+        path.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
+
+
+def columns_of(results: Sequence[RunResult]) -> list[Column]:
+    """The tasks, domain by domain, with the score that the probes show (retrieval shows another)."""
+    columns: dict[str, Column] = {}
+    for result in sorted(results, key=lambda result: result.protocol == "retrieval"):
+        columns.setdefault(result.task, Column(result.task, result.domain, result.kind, result.score))
+    order = domains_of(list(columns.values()))
+    return sorted(columns.values(), key=lambda column: order.index(column.domain))
 
 
 def measured_rows(results: Iterable[RunResult], split: str) -> list[Row]:
-    """One row a model and protocol, in the order of the results; failed pairs are missing cells."""
+    """One row a model and protocol, in the order of the results; failed runs are missing cells."""
     rows: dict[tuple[str, str], Row] = {}
     sizes: dict[tuple[str, str], set[int]] = {}
     for result in results:
         key = (result.model, result.protocol)
         row = rows.setdefault(key, Row(result.model, result.protocol, "", {}))
-        if not result.error:
-            score: dict[str, Any] = result.scores[result.score][split]
-            deviation = score["std"] if len(score["runs"]) > 1 else np.nan
-            row.cells[result.task] = (100 * score["mean"], 100 * deviation)
+        score = result.shown(split)
+        if score:
+            std = score["std"] if len(score["runs"]) > 1 else np.nan
+            row.cells[result.task] = (100 * score["mean"], 100 * std)
             sizes.setdefault(key, set()).add(result.embedding_size)
     return [
         Row(row.label, row.protocol, "/".join(map(str, sorted(sizes.get(key, ())))) or MISSING, row.cells)
@@ -73,10 +133,10 @@ def measured_rows(results: Iterable[RunResult], split: str) -> list[Row]:
     ]
 
 
-def published_rows(tasks: list[Task]) -> list[PublishedRow]:
-    """The published scores of those tasks that are official HEAR tasks, told by their full folder name."""
+def published_rows(columns: Sequence[Column]) -> list[PublishedRow]:
+    """The published scores of those tasks that are official HEAR tasks, known by their full folder name."""
     stored = json.loads((files("hear_jepa.evaluation") / "published.json").read_text())
-    names = {task.name for task in tasks}
+    names = {column.name for column in columns}
     rows = []
     for row in stored["rows"]:
         cells = {name: score for name, score in row["scores"].items() if name in names}
@@ -85,54 +145,78 @@ def published_rows(tasks: list[Task]) -> list[PublishedRow]:
     return rows
 
 
-def domain_means(cells: dict[str, float], tasks: list[Task]) -> dict[str, float]:
+def domain_means(cells: Mapping[str, float], columns: Sequence[Column]) -> dict[str, float]:
     """Mean over the tasks of each domain; a domain of which a task is missing has none."""
     means = {}
-    for domain in domains_of(tasks):
-        names = [task.name for task in tasks if task.domain == domain]
-        if all(name in cells for name in names):
-            means[domain] = float(np.mean([cells[name] for name in names]))
+    for domain in domains_of(columns):
+        mean = _mean(cells, [column.name for column in columns if column.domain == domain])
+        if mean is not None:
+            means[domain] = mean
     return means
 
 
-def domains_of(tasks: list[Task]) -> list[str]:
+def _mean(cells: Mapping[str, float], names: Sequence[str]) -> float | None:
+    return float(np.mean([cells[name] for name in names])) if all(name in cells for name in names) else None
+
+
+def domains_of(columns: Sequence[Column]) -> list[str]:
     """The domains that occur, in the usual order."""
-    present = {task.domain for task in tasks}
+    present = {column.domain for column in columns}
     return [domain for domain in DOMAINS if domain in present] + sorted(present - set(DOMAINS))
 
 
-def markdown(
-    rows: list[Row], published: list[PublishedRow], tasks: list[Task], split: str, results: list[RunResult]
-) -> str:
-    """The table of measured scores with the mean per domain, and below it that of published ones."""
-    domains = domains_of(tasks)
-    tasks = sorted(tasks, key=lambda task: domains.index(task.domain))
-    header = ["model", "protocol", "size", *(f"{task.name}<br>{task.scores[0]}" for task in tasks)]
-    header += [f"**{domain}**" for domain in domains]
-    lines = [f"Measured here, {split} splits, per cent: mean ± deviation over the folds, or over 3 seeds.", ""]
-    lines += _table_head(header)
-    for row in rows:
-        means = domain_means({name: mean for name, (mean, _) in row.cells.items()}, tasks)
-        cells = [_cell(*row.cells.get(task.name, ())) for task in tasks]
-        cells += [_cell(means.get(domain)) for domain in domains]
-        lines.append(_line([row.label, row.protocol, row.size, *cells]))
-    failures = [result for result in results if result.error]
+def short_names(columns: Sequence[Column]) -> dict[str, str]:
+    """The tasks' names without their versions, as long as these tell no two apart."""
+    short = {column.name: column.name.split("-")[0] for column in columns}
+    return {name: text if list(short.values()).count(text) == 1 else name for name, text in short.items()}
+
+
+def markdown(results: Sequence[RunResult], split: str) -> str:
+    """The table of measured scores, and below it what failed and what others have published for the same tasks."""
+    columns = columns_of(results)
+    lines = [f"Per cent on the {split} splits: mean ± standard deviation over the folds, or over 3 seeds.", ""]
+    lines += _measured_table(measured_rows(results, split), columns)
+    failures = [f"* {run.model}, {run.task}, {run.protocol}: {run.error}" for run in results if run.error]
     if failures:
-        lines += ["", "Failed:", ""]
-        lines += [f"* {result.model}, {result.task}, {result.protocol}: {result.error}" for result in failures]
+        lines += ["", "Failed:", "", *failures]
+    published = published_rows(columns)
     if published:
         lines += ["", "Published by others for the same HEAR tasks, with hear-eval-kit; **not measured here**.", ""]
-        lines += _table_head(["model", *(task.name for task in tasks), "source"])
-        for entry in published:
-            cells = [_cell(entry.cells.get(task.name)) for task in tasks]
-            lines.append(_line([entry.label, *cells, entry.source]))
+        lines += _published_table(published, columns)
     return "\n".join(lines) + "\n"
 
 
-def _cell(mean: float | None = None, deviation: float = np.nan) -> str:
+def _measured_table(rows: list[Row], columns: list[Column]) -> list[str]:
+    """With the means of the domains, where these are not the tasks over again, and of the scene tasks."""
+    names = short_names(columns)
+    groups: dict[str, list[str]] = {}
+    if len(domains_of(columns)) < len(columns):
+        groups = {domain: [c.name for c in columns if c.domain == domain] for domain in domains_of(columns)}
+    scenes = [column.name for column in columns if column.kind == "scene"]
+    if len(scenes) > 1:
+        groups["scenes"] = scenes
+    header = [f"{names[column.name]}<br>{SCORE_NAMES.get(column.score, column.score)}" for column in columns]
+    lines = _table_head(["model", "protocol", "size", *header, *(f"**{group}**" for group in groups)])
+    for row in rows:
+        protocol = f"{row.protocol}, mAP" if row.protocol == "retrieval" else row.protocol
+        cells = [_cell(*row.cells.get(column.name, ())) for column in columns]
+        cells += [_cell(_mean(row.means, members)) for members in groups.values()]
+        lines.append(_line([row.label, protocol, row.size, *cells]))
+    return lines
+
+
+def _published_table(rows: list[PublishedRow], columns: list[Column]) -> list[str]:
+    names = short_names(columns)
+    lines = _table_head(["model", *(names[column.name] for column in columns), "source"])
+    for row in rows:
+        lines.append(_line([row.label, *(_cell(row.cells.get(column.name)) for column in columns), row.source]))
+    return lines
+
+
+def _cell(mean: float | None = None, std: float = np.nan) -> str:
     if mean is None:
         return MISSING
-    return f"{mean:.1f}" if np.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
+    return f"{mean:.1f}" if np.isnan(std) else f"{mean:.1f} ± {std:.1f}"
 
 
 def _table_head(names: list[str]) -> list[str]:

@@ -51,6 +51,10 @@ class Fold:
     valid: str
     test: str
 
+    def splits(self, with_test: bool) -> tuple[str, ...]:
+        """Those that are used, with or without the test split."""
+        return (*self.train, self.valid, self.test) if with_test else (*self.train, self.valid)
+
 
 @dataclass(frozen=True)
 class Task:

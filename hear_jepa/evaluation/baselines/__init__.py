@@ -4,6 +4,7 @@
 """
 
 BASELINES = {  # name in --models: HEAR module
-    "logmel-stats": "hear_jepa.evaluation.baselines.logmel_stats",
     "untrained": "hear_jepa.evaluation.baselines.untrained",
+    "logmel-stats": "hear_jepa.evaluation.baselines.logmel_stats",
 }
+DEFAULT_MODELS = ("hear_jepa", "untrained", "logmel-stats", "logmel-stats,front_end=paper")

@@ -1,4 +1,4 @@
-"""A baseline, as a HEAR module: our encoder with random weights, what its architecture gives before any training."""
+"""A baseline, as a HEAR module: a checkpoint's architecture with random weights, served as the checkpoint is."""
 
 from dataclasses import replace
 
@@ -7,24 +7,23 @@ from torch import Tensor
 
 import hear_jepa
 from hear_jepa.api import checkpoint_file
-from hear_jepa.model.checkpoint import load_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, load_checkpoint
 from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.vit import ViT
 
-SEED = 0
 
-
-def load_model(model_file_path: str = "", **options: object) -> Embedder:
-    """HEAR API: the architecture, front end and served layers of a checkpoint, its weights drawn anew.
-
-    model_file_path and options are those of `hear_jepa.load_model`.
-    """
-    with checkpoint_file(model_file_path) as path:
-        trained = load_checkpoint(path)
+def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+    """The same architecture, front end, served layers and pooling, with the weights of an initialisation."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        weights = ViT(trained.encoder).state_dict()
-    return Embedder(replace(trained, weights=weights, provenance={"untrained": True}), **options)
+        torch.manual_seed(seed)
+        weights = ViT(checkpoint.encoder).state_dict()
+    return replace(checkpoint, weights=weights, provenance={"untrained": True})
+
+
+def load_model(model_file_path: str = "", seed: int = 0, **options: object) -> Embedder:
+    """HEAR API: `untrained` of a checkpoint. model_file_path and options are those of `hear_jepa.load_model`."""
+    with checkpoint_file(model_file_path) as path:
+        return Embedder(untrained(load_checkpoint(path), seed), **options)
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
