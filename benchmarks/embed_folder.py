@@ -125,7 +125,7 @@ def main() -> None:
     if options.hours:
         print(json.dumps(long_recording(model, options.hours, options.kind), indent=2))
     if options.paths:
-        paths = find_sources(options.paths)
+        paths = find_sources(options.paths).files
         if options.longest:
             paths = [path for path in paths if soundfile.info(path).duration <= options.longest]
         if options.limit:

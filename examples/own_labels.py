@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     accuracy = cross_val_score(classifier, features, labels, cv=min(5, min(map(labels.count, labels)))).mean()
     print(f"# accuracy {accuracy:.1%} in cross-validation on {len(labels)} labelled sounds", file=sys.stderr)
     classifier.fit(features, labels)
-    for sound in model.embed_files(find_sources(options.sounds)):
+    for sound in model.embed_files(find_sources(options.sounds).files):
         print(f"{sound.path},{sound.error or classifier.predict(sound.embeddings)[0]}")
     return 0
 

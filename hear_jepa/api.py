@@ -8,16 +8,15 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hear_jepa.errors import AudioError, OptionError
+from hear_jepa.checks import check_audio
+from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.model.embedder import Embedder
 
 DEFAULT_MODEL = "tiny"
 SUFFIX = ".safetensors"
-LOUDEST = 1e10  # beyond, the power spectrogram overflows float32
 OPTIONS = tuple(inspect.signature(Embedder).parameters)[1:]
 
 
@@ -76,33 +75,3 @@ def checkpoint_file(model_file_path: str | Path = "") -> Iterator[Path]:
         yield path
     else:
         raise OptionError(f"there is no model {name!r}: give a path, or one of {', '.join(shipped_models())}")
-
-
-def check_audio(audio: Tensor) -> Tensor:
-    """Raise `AudioError`, each fault with its own message, unless this is a batch of clips that can be embedded."""
-    wanted = "give a float tensor [n_sounds, n_samples] at 16 kHz"
-    if not isinstance(audio, Tensor):
-        raise AudioError(f"audio is a {type(audio).__name__}: {wanted}")
-    shape = tuple(audio.shape)
-    if audio.dim() == 3 and shape[1] == 1:
-        raise AudioError(f"audio has shape {shape}, with a channel axis: squeeze it, {wanted}")
-    if audio.dim() == 3:
-        raise AudioError(f"audio has shape {shape}, {shape[1]} channels: mix it to mono, {wanted}")
-    if audio.dim() == 1:
-        raise AudioError(f"audio has shape {shape}, one clip without a batch axis: audio[None], {wanted}")
-    if audio.dim() != 2:
-        raise AudioError(f"audio has {audio.dim()} axes, {shape}: {wanted}")
-    if not audio.is_floating_point():
-        raise AudioError(f"audio is {audio.dtype}: {wanted} with samples in [-1, 1] (16-bit integers: divide by 32768)")
-    if shape[0] == 0:
-        raise AudioError(f"audio has shape {shape}, an empty batch: {wanted}")
-    if shape[1] == 0:
-        raise AudioError(f"audio has shape {shape}, no samples: {wanted}")
-    finite = torch.isfinite(audio).all(1)
-    if not finite.all():
-        clips = (~finite).nonzero().flatten().tolist()
-        raise AudioError(f"audio holds NaN or infinite samples in clip {', '.join(map(str, clips[:8]))} of {shape[0]}")
-    loudest = audio.abs().max().item()
-    if loudest > LOUDEST:
-        raise AudioError(f"audio holds samples of {loudest:.0e}: {wanted} with samples in [-1, 1]")
-    return audio

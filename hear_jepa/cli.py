@@ -5,10 +5,17 @@ A command is a module with two functions: `add_arguments(parser)` and `run(argum
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hear_jepa import __version__
-from hear_jepa.errors import HearJepaError
+from hear_jepa.errors import HearJepaError, printable
+
+REFUSED, INTERRUPTED = 2, 130  # exit codes
 
 COMMANDS = {  # name: (module, one line of help)
     "info": ("hear_jepa.commands.info", "print a checkpoint's configuration, provenance and SHA-256"),
@@ -22,23 +29,58 @@ COMMANDS = {  # name: (module, one line of help)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a mistake of the user's becomes one line on stderr and exit code 2."""
+    """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    named = argv[0] if argv and argv[0] in COMMANDS else ""
+    return exit_code(lambda: _run(argv, named), f"hear-jepa {named}".rstrip())
+
+
+def exit_code(run: Callable[[], int], name: str) -> int:
+    """What `run` returns: 0, or 1 if some files failed.
+
+    A mistake of the user's, and what the system refuses (a full disk, a read-only folder), is one line on stderr and 2;
+    an interruption is 130. A closed pipe (`| head`) ends the printing silently.
+    """
+    try:
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return 0
+    except (HearJepaError, OSError) as error:
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
+        return REFUSED
+
+
+def _run(argv: list[str], named: str) -> int:
     parser = argparse.ArgumentParser(prog="hear-jepa", description="Audio embeddings by JEPA.")
     parser.add_argument("--version", action="version", version=f"hear-jepa {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    named = argv[0] if argv else ""
     for name, (module, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
         if name == named:  # the other commands' libraries stay unloaded
-            command = importlib.import_module(module)
+            with interruptible():
+                command = importlib.import_module(module)
             command.add_arguments(subparser)
     arguments = parser.parse_args(argv)
+    return command.run(arguments)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once, silently: imports turn a KeyboardInterrupt into errors of their own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:
-        return command.run(arguments)
-    except HearJepaError as error:
-        print(f"hear-jepa {named}: {error}", file=sys.stderr)
-        return 2
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -27,3 +27,8 @@ class CorpusError(HearJepaError):
 
 class LockError(HearJepaError):
     """A lock that another process holds."""
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: control characters, and bytes of names that are not UTF-8, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))

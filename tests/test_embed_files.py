@@ -124,7 +124,7 @@ def write_odd_files(folder, minute) -> dict[str, str | None]:
     (folder / "claims 1 Hz.wav").write_bytes(header)
     reasons = dict.fromkeys(sorted(path.name for path in folder.iterdir()))
     reasons |= {"silent.flac": "silent", "nan.wav": "NaN", "inf.wav": "NaN or infinite", "empty.ogg": "empty"}
-    reasons |= {"folder.wav": "no such file", "gone.wav": "no such file", "no samples.wav": ""}
+    reasons |= {"folder.wav": "a folder, not a file", "gone.wav": "no such file", "no samples.wav": ""}
     reasons |= {"claims 2 GHz.wav": "2147483647 Hz", "claims 1 Hz.wav": "1 Hz"}
     return reasons | dict.fromkeys(["header only.wav", "half a header.wav", "text.wav"], "")
 

@@ -8,19 +8,21 @@ import argparse
 import dataclasses
 import sys
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from hear_jepa.api import load_model
-from hear_jepa.errors import OptionError
-from hear_jepa.files.embed import BATCH_S, CHANNELS, KINDS, WORKERS, FileEnd, embed_pieces
-from hear_jepa.files.find import find_sources
+from hear_jepa.errors import OptionError, printable
+from hear_jepa.files.embed import BATCH_S, CHANNELS, KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
+from hear_jepa.files.find import check_out, find_sources
+from hear_jepa.files.formats import FileRecord, as_text
 from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
 
-REASONS_SHOWN = 20  # in the summary; the output has all
+REASONS_SHOWN = 20  # in the summary; the output has all that failed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,55 +47,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the encoder")
     parser.add_argument("--batch-seconds", type=float, default=BATCH_S, help="sound encoded at once: bounds the memory")
     parser.add_argument("--workers", type=int, default=WORKERS, help="threads that decode while the model computes")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out, and start an interrupted run anew")
+    parser.add_argument("--truncated", choices=TRUNCATED, default="warn", help="files shorter than their header says")
+    parser.add_argument("--headerless", action="store_true", help="take .g722, .gsm … from folders and patterns too")
+    parser.add_argument("--append", action="store_true", help="add the files that --out does not hold yet to it")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out, and drop what an interrupted run left")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed; return 0, or 1 if any file failed (the output and the summary say which, and why)."""
-    model = load_model(
-        arguments.model,
-        hop_ms=arguments.hop_ms,
-        layers=arguments.layers,
-        precision=arguments.precision,
-        scene_hop_ms=arguments.scene_hop_ms,
+    found = find_sources(arguments.paths, arguments.headerless)
+    check_out(arguments.out, found.roots)
+    with EmbeddingStore(arguments.out, arguments.paths, arguments.append, arguments.overwrite) as store:
+        model = load_model(
+            arguments.model,
+            hop_ms=arguments.hop_ms,
+            layers=arguments.layers,
+            precision=arguments.precision,
+            scene_hop_ms=arguments.scene_hop_ms,
+        )
+        store.start(settings_of(move(model, arguments.device), arguments))
+        done = [file for file in found.files if store.is_done(file)]
+        try:
+            _embed(model, store, found.files, set(done), arguments)
+            records = store.finish(found.files)
+        except KeyboardInterrupt:
+            n_done = sum(map(store.is_done, found.files))
+            print(f"stopped; the same command resumes after {n_done} of {len(found.files)} files", file=sys.stderr)
+            raise
+    _summarise(arguments.out, records, len(done) if arguments.append else 0, found.left_out)
+    return 1 if any(record.error is not None for record in records) else 0
+
+
+def _embed(
+    model: Embedder, store: EmbeddingStore, files: list[Path], done: set[Path], arguments: argparse.Namespace
+) -> None:
+    """Embed what is not done, into the store, with a progress bar."""
+    events = embed_pieces(
+        model,
+        [file for file in files if file not in done],
+        arguments.kind,
+        arguments.channels,
+        arguments.batch_seconds,
+        arguments.workers,
+        arguments.truncated,
+        arguments.headerless,
     )
-    model = move(model, arguments.device)
-    files = find_sources(arguments.paths)
-    store = EmbeddingStore(arguments.out, settings_of(model, arguments.kind, arguments.channels), arguments.overwrite)
-    try:
-        done = store.done
-        todo = [file for file in files if file not in done]
-        started, heard_s = time.monotonic(), 0.0
-        with tqdm(total=len(files), initial=len(files) - len(todo), unit="file", desc="embed") as progress:
-            for event in embed_pieces(
-                model, todo, arguments.kind, arguments.channels, arguments.batch_seconds, arguments.workers
-            ):
-                if not isinstance(event, FileEnd):
-                    store.add(event)
-                    continue
-                store.end(event)
-                heard_s += event.duration_s
-                speed = heard_s / (time.monotonic() - started)
-                heard = f"{store.duration_s / 3600:.2f} h of sound, {speed:.0f} × real time"
-                progress.set_postfix_str(heard, refresh=False)
-                progress.update()
-        store.finish(files)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {len(store.done)} of {len(files)} files", file=sys.stderr)
-        return 130
-    finally:
-        store.close()
-    _summarise(store, len(files))
-    return 1 if store.errors else 0
+    started, embedded_s = time.monotonic(), 0.0
+    with tqdm(total=len(files), initial=len(done), unit="file", desc="embed") as progress:
+        for event in events:
+            if not isinstance(event, FileEnd):
+                store.add(event)
+                continue
+            store.end(event)
+            embedded_s += event.duration_s
+            speed = embedded_s / (time.monotonic() - started)
+            progress.set_postfix_str(f"{embedded_s / 3600:.2f} h of sound, {speed:.0f} × real time", refresh=False)
+            progress.update()
 
 
-def settings_of(model: Embedder, kind: str, channels: str) -> dict:
+def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
     """Everything that the embeddings of a file depend on, JSON-ready."""
+    kind = arguments.kind
     weights = {name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()}
     return {
         "kind": kind,
         "hop_ms": model.hop_of(kind),
-        "channels": channels,
+        "channels": arguments.channels,
+        "truncated": arguments.truncated,
         "layers": list(model.layers),
         "precision": model.precision,
         "pooling": model.pooling,
@@ -117,12 +137,25 @@ def _layers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _summarise(store: EmbeddingStore, n_files: int) -> None:
-    errors = store.errors
-    print(f"{n_files - len(errors)} of {n_files} files, {store.duration_s / 3600:.2f} h of sound -> {store.out}")
-    if errors:
-        print(f"{len(errors)} could not be embedded:", file=sys.stderr)
-        for path, reason in list(errors.items())[:REASONS_SHOWN]:
-            print(f"  {path}: {reason}", file=sys.stderr)
-        if len(errors) > REASONS_SHOWN:
-            print(f"  … and {len(errors) - REASONS_SHOWN} more, all in {store.out}", file=sys.stderr)
+def _summarise(out: str, records: list[FileRecord], n_there: int, left_out: list[Path]) -> None:
+    failed = {record.name: record.error for record in records if record.error is not None}
+    odd = {record.name: record.warning for record in records if record.warning}
+    duration_s = sum(record.duration_s for record in records)
+    there = f", {n_there} of them were there already" if n_there else ""
+    done = f"{len(records) - len(failed)} of {len(records)} files{there}"
+    print(f"{done}, {duration_s / 3600:.2f} h of sound -> {printable(out)}")
+    _list("could not be embedded", failed, out)
+    _list("embedded as far as they go (--truncated fail leaves them out)", odd, out)
+    reasons = {as_text(path): "no header says what it is; --headerless takes it" for path in left_out}
+    _list("left out", reasons, out)
+
+
+def _list(title: str, reasons: dict[str, str], out: str) -> None:
+    """Reasons by file, on stderr."""
+    if not reasons:
+        return
+    print(f"{len(reasons)} {title}:", file=sys.stderr)
+    for name, reason in list(reasons.items())[:REASONS_SHOWN]:
+        print(f"  {printable(name)}: {printable(reason)}", file=sys.stderr)
+    if len(reasons) > REASONS_SHOWN:
+        print(f"  … and {len(reasons) - REASONS_SHOWN} more", file=sys.stderr)

@@ -6,6 +6,8 @@ thread encodes them, those of one length together, whichever file they come from
 """
 
 import logging
+import math
+import os
 import queue
 import threading
 from collections import defaultdict
@@ -19,8 +21,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from hear_jepa.checks import LOUDEST, check_waveform
 from hear_jepa.errors import AudioError, OptionError
-from hear_jepa.files.audio import AudioReader
+from hear_jepa.files.audio import AudioReader, resample
 from hear_jepa.files.live import TimestampOrder, WindowStream
 from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
 from hear_jepa.model.grid import Window
@@ -28,6 +31,7 @@ from hear_jepa.model.pooling import Pool
 
 KINDS = ("scene", "timestamps")
 CHANNELS = ("mix", "separate")
+TRUNCATED = ("warn", "fail")
 BATCH_S = 32.0
 WORKERS = 2
 BLOCK_S = 8.0  # of sound decoded at once …
@@ -36,7 +40,7 @@ SILENCE = 1e-5  # peak (-100 dB, a third of a 16-bit step) under which a file co
 QUEUED = 32  # events a worker may be ahead: about a batch, so that decoding goes on while one is encoded
 POLL_S = 0.1
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class FileEnd:
     n_channels: int = 0
     duration_s: float = 0.0
     n_samples: int = 0  # of one channel, at the model's rate
+    warning: str = ""  # what is odd about it
 
 
 @dataclass
@@ -71,10 +76,13 @@ class Embedded:
     timestamps_ms: numpy.ndarray | None = None
     duration_s: float = 0.0
     error: str | None = None
+    warning: str = ""
 
 
 def embed_files(embedder: Embedder, paths: Iterable[str | Path], kind: str = "scene", **options) -> Iterator[Embedded]:
     """Yield every file as soon as it is done, failed ones too; options as for `embed_pieces`."""
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
     pieces: dict[Path, dict[int, list[numpy.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for event in embed_pieces(embedder, paths, kind, **options):
         if isinstance(event, Piece):
@@ -85,11 +93,31 @@ def embed_files(embedder: Embedder, paths: Iterable[str | Path], kind: str = "sc
             yield Embedded(event.path, error=event.error)
             continue
         joined = [numpy.concatenate(channels[channel]) for channel in range(event.n_channels)]
+        centres = None
         if kind == "scene":
-            yield Embedded(event.path, [rows[0] for rows in joined], None, event.duration_s)
+            joined = [rows[0] for rows in joined]
         else:
             centres = embedder.grid.centres_ms(event.n_samples, embedder.hop_ms, 0, len(joined[0])).numpy()
-            yield Embedded(event.path, joined, centres, event.duration_s)
+        yield Embedded(event.path, joined, centres, event.duration_s, warning=event.warning)
+
+
+def embed_waveform(
+    embedder: Embedder, waveform: Tensor, sample_rate: int, kind: str = "scene"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Mix [channels, samples] to mono, resample, embed: see `Embedder.embed`. NumPy arrays will do.
+
+    Raises `AudioError` for audio that cannot be embedded, `OptionError` for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise OptionError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if not sample_rate > 0:
+        raise AudioError(f"the sample rate must be more than 0 Hz, not {sample_rate}")
+    channels = check_waveform(torch.as_tensor(waveform))
+    audio = resample(channels.float().mean(0, keepdim=True).cpu(), sample_rate, embedder.sample_rate)
+    if kind == "scene":
+        return embedder.scenes(audio)[0]
+    embeddings, timestamps = embedder.timestamps(audio)
+    return embeddings[0], timestamps[0]
 
 
 def embed_pieces(
@@ -99,14 +127,17 @@ def embed_pieces(
     channels: str = "mix",
     batch_s: float = BATCH_S,
     workers: int = WORKERS,
+    truncated: str = "warn",
+    headerless: bool = False,
 ) -> Iterator[Piece | FileEnd]:
     """Embed files, a `FileEnd` after the pieces of each; the pieces of several files come interleaved.
 
     paths: each is embedded once, however often it is named;
     kind: "scene" (one piece of one row a channel) or "timestamps", every `embedder.hop_ms`;
     channels: "mix" them to one, or embed each separately; batch_s: seconds of sound encoded at once;
-    workers: threads that decode. A file that cannot be read, is empty, silent, or holds NaN ends with an error
-    and stops nothing. Raises OptionError for a bad option.
+    workers: threads that decode; truncated: "warn" of a file that is shorter than its header says, or "fail" it;
+    headerless: see `AudioReader`. A file that cannot be read, is empty, silent, or holds NaN, or whose embeddings are
+    not finite, ends with an error and stops nothing. Raises OptionError for a bad option.
     """
     if kind not in KINDS:
         raise OptionError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -116,9 +147,12 @@ def embed_pieces(
         raise OptionError(f"the seconds of a batch must be more than 0, not {batch_s}")
     if workers < 1:
         raise OptionError(f"there must be at least one worker, not {workers}")
+    if truncated not in TRUNCATED:
+        raise OptionError(f"truncated must be one of {', '.join(TRUNCATED)}, not {truncated!r}")
     collector = partial(_Scene, embedder.pooling) if kind == "scene" else _Timestamps
     encoder = _Encoder(embedder, batch_s, collector)
-    with _decoded(embedder, paths, embedder.hop_of(kind), channels == "separate", workers) as events:
+    reading = _Reading(embedder, embedder.hop_of(kind), channels == "separate", truncated == "fail", headerless)
+    with _decoded(reading, paths, workers) as events:
         for event in events:
             yield from encoder.add(event)
     yield from encoder.flush()
@@ -133,9 +167,20 @@ class _Windows:
     windows: list[tuple[Window, Tensor]]
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How files are decoded and cut into windows."""
+
+    embedder: Embedder
+    hop_ms: int
+    separate: bool
+    fail_truncated: bool
+    headerless: bool
+
+
 @contextmanager
 def _decoded(
-    embedder: Embedder, paths: Iterable[str | Path], hop_ms: int, separate: bool, workers: int
+    reading: _Reading, paths: Iterable[str | Path], workers: int
 ) -> Iterator[Iterator[_Windows | FileEnd]]:
     """Decode in threads; the events of one file come in order. Leaving the context ends the threads."""
     todo, lock, stop = iter(dict.fromkeys(map(Path, paths))), threading.Lock(), threading.Event()
@@ -156,7 +201,7 @@ def _decoded(
                     path = next(todo, None)
                 if path is None:
                     return put(None)
-                for event in _decode(embedder, path, hop_ms, separate):
+                for event in _decode(reading, path):
                     put(event)
         except _Stopped:
             return
@@ -186,31 +231,44 @@ class _Stopped(Exception):
 
 
 @torch.no_grad()
-def _decode(embedder: Embedder, path: Path, hop_ms: int, separate: bool) -> Iterator[_Windows | FileEnd]:
+def _decode(reading: _Reading, path: Path) -> Iterator[_Windows | FileEnd]:
     """The windows of every channel of a file, then its end."""
+    embedder = reading.embedder
     try:
-        with AudioReader(path) as reader:
-            streams = [WindowStream(embedder, hop_ms) for _ in range(reader.channels if separate else 1)]
+        with AudioReader(path, reading.headerless) as reader:
+            n_channels = reader.channels if reading.separate else 1
+            streams = [WindowStream(embedder, reading.hop_ms) for _ in range(n_channels)]
             block_s = min(BLOCK_S, BLOCK_VALUES / (reader.rate * reader.channels))
             peak = 0.0
-            for block in reader.blocks(block_s, embedder.sample_rate, mono=not separate):
-                if not torch.isfinite(block).all():
-                    start, length = streams[0].n_samples / embedder.sample_rate, block.shape[1] / embedder.sample_rate
-                    raise AudioError(f"NaN or infinite samples between {start:.1f} and {start + length:.1f} s")
-                peak = max(peak, block.abs().max().item()) if block.numel() else peak
+            for block in reader.blocks(block_s, embedder.sample_rate, mono=not reading.separate):
+                start, length = streams[0].n_samples / embedder.sample_rate, block.shape[1] / embedder.sample_rate
+                peak = max(peak, _peak(block, f"between {start:.1f} and {start + length:.1f} s"))
                 for channel, stream in enumerate(streams):
                     yield _Windows(path, channel, stream.feed(block[channel]))
             if peak < SILENCE:
                 raise AudioError("silent: no sample is above -100 dB")
+            shortfall = reader.shortfall
+            if shortfall and reading.fail_truncated:
+                raise AudioError(f"truncated: {shortfall}")
             for channel, stream in enumerate(streams):
                 yield _Windows(path, channel, stream.finish())
         n_samples = streams[0].n_samples
-        yield FileEnd(path, None, len(streams), n_samples / embedder.sample_rate, n_samples)
+        yield FileEnd(path, None, n_channels, n_samples / embedder.sample_rate, n_samples, shortfall)
     except Exception as error:  # one bad file never stops the run, whatever its decoder throws
         if not isinstance(error, AudioError):
-            _logger.debug("decoding %s", path, exc_info=True)
+            logger.debug("decoding %s", path, exc_info=True)
         reason = str(error) if isinstance(error, AudioError) else f"{type(error).__name__}: {error}"
         yield FileEnd(path, reason.removeprefix(f"{path}: "))
+
+
+def _peak(block: Tensor, where: str) -> float:
+    """The loudest sample of a block. Raises AudioError where that is nothing that can be embedded."""
+    peak = block.abs().max().item() if block.numel() else 0.0  # NaN if any sample is
+    if not math.isfinite(peak):
+        raise AudioError(f"NaN or infinite samples {where}")
+    if peak > LOUDEST:
+        raise AudioError(f"samples of {peak:.0e} {where}; sound lies in -1 … 1")
+    return peak
 
 
 class _Scene:

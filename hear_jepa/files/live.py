@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from hear_jepa.api import check_audio
+from hear_jepa.checks import check_audio
 from hear_jepa.errors import AudioError
 from hear_jepa.files.audio import SAMPLE_RATE, resample_blocks
 from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite

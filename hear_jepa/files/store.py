@@ -1,8 +1,9 @@
-"""Embeddings on their way to an output file, in a folder that a killed run leaves whole enough to go on from.
+"""Embeddings on their way to an output, in a folder that a killed run leaves whole enough to resume from.
 
-Beside the output `OUT` stands `OUT.parts/` with the embeddings of the finished files, appended to `embeddings.f32`,
-and one line in `journal.jsonl` for each finished file, written after its embeddings. What follows the last whole
-line after a kill is cut off. `finish` turns the folder into the output and removes it.
+Beside the output `OUT` stands `OUT.parts/` with the rows of the finished files, appended to `embeddings.bin`, and one
+line in `journal.jsonl` for each finished file, written after its rows. What follows the last whole line after a kill is
+cut off. `settings.json` says which command line the folder belongs to. `finish` writes the output, all at once, and
+removes the folder. `.OUT.lock` is held meanwhile.
 """
 
 import json
@@ -10,131 +11,240 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from hear_jepa.errors import OptionError
+from hear_jepa.disk import atomic_path, locked, remove_abandoned, temporary_folder
+from hear_jepa.errors import LockError, OptionError
 from hear_jepa.files.embed import FileEnd, Piece
-from hear_jepa.files.formats import format_of, write_output
-from hear_jepa.files.records import FileRecord
+from hear_jepa.files.formats import (
+    FileRecord,
+    RowFile,
+    as_text,
+    format_of,
+    is_output,
+    open_output,
+    write_output,
+)
 
 SPOOL_BYTES = 2**22  # of an unfinished file's embeddings that stay in memory; more go to a temporary file
 COPY_BYTES = 2**22
+ROWS, JOURNAL, SETTINGS = "embeddings.bin", "journal.jsonl", "settings.json"
+TRY_AGAIN = -2  # size of a file that failed when the output that is added to was written
+
+Key = tuple[str, tuple[float, float] | None]  # absolute path as text, excerpt
 
 
 class EmbeddingStore:
-    """Where pieces and file ends go. `done` are the paths that need not be embedded again.
+    """Where pieces and file ends go; a context manager that holds the output's lock.
 
-    out: the output; settings: everything that the embeddings depend on, JSON-ready, with `kind`, `hop_ms` and
-    `embedding_size`. Raises OptionError where another run's output or parts, or a run in progress, is in the way.
+    out: the output; inputs: what the command line names, in its words;
+    append: add to the output that is there; overwrite: replace it, and drop what an interrupted run left.
+    Raises OptionError, before anything is touched, where the output is no output of ours, or is there unbidden, or is
+    being written by another process. `start` is to be called before anything is added.
     """
 
-    def __init__(self, out: str | Path, settings: dict[str, Any], overwrite: bool = False):
-        self.out = Path(out)
-        self.settings = settings
+    def __init__(self, out: str | Path, inputs: Iterable[str], append: bool = False, overwrite: bool = False):
+        self.out = Path(out).resolve() if Path(out).is_symlink() else Path(out)
         self.parts = self.out.with_name(self.out.name + ".parts")
-        self._row_bytes = 4 * settings["embedding_size"]
+        self.settings: dict[str, Any] = {}
+        self._inputs = [os.path.abspath(name) for name in inputs]
+        self._append, self._overwrite = append, overwrite
+        if append and overwrite:
+            raise OptionError("--append adds to an output, --overwrite replaces it: give one of them")
         format_of(self.out)
-        if overwrite:
-            shutil.rmtree(self.parts, ignore_errors=True)
-        elif self.out.exists() and not self.parts.exists():
-            raise OptionError(f"{self.out} exists already: choose another --out, or give --overwrite to replace it")
-        self.parts.mkdir(parents=True, exist_ok=True)
-        self._journal = open(self.parts / "journal.jsonl", "ab+")  # noqa: SIM115 (open as long as the store)
-        _lock(self._journal, self.out)
-        self._check_settings()
-        self._data = open(self.parts / "embeddings.f32", "ab+")  # noqa: SIM115
-        self._records = self._resume()
-        self.duration_s = sum(record.duration_s for record in self._records)  # of the files embedded
-        self._open: dict[str, dict[int, Any]] = defaultdict(dict)  # path -> channel -> spooled rows
+        self._open: dict[str, dict[int, Any]] = defaultdict(dict)  # file -> channel -> spooled rows
+        self._records: dict[Key, FileRecord] = {}
+        self._added_to: list[Key] = []  # what the output held before, in order
+        self._files = ExitStack()
+        self._files.enter_context(self._locked())
+        try:
+            self._check_output()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "EmbeddingStore":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Open the parts: those of an interrupted run of the same command line, or new ones.
+
+        settings: everything that the embeddings depend on, JSON-ready, with `kind`, `hop_ms`, `embedding_size`.
+        """
+        self.settings = json.loads(json.dumps(settings))
+        remove_abandoned(self.out.parent)
+        if self._overwrite:
+            self._remove_parts()
+        if self.parts.exists():
+            self._check_command_line()
+        else:
+            self._new_parts()
+        self._rows = RowFile(self.parts / ROWS, settings["embedding_size"], settings.get("dtype", "float32"))
+        self._journal = self._files.enter_context((self.parts / JOURNAL).open("ab+"))
+        self._data = self._files.enter_context((self.parts / ROWS).open("ab+"))
+        self._resume()
 
     @property
-    def done(self) -> set[Path]:
-        """The files that are finished, with embeddings or an error."""
-        return {Path(record.path) for record in self._records}
+    def records(self) -> list[FileRecord]:
+        """Of every file that is done, or was in the output before."""
+        return list(self._records.values())
 
-    @property
-    def errors(self) -> dict[str, str]:
-        """Reason by path of the files that could not be embedded."""
-        return {record.path: record.error for record in self._records if record.error is not None}
+    def is_done(self, path: Path, excerpt: tuple[float, float] | None = None) -> bool:
+        """Whether a file is in here as it is now, by its size and time."""
+        record = self._records.get(key_of(path, excerpt))
+        return record is not None and (record.size, record.mtime_ns) == _stamp(path)
 
     def add(self, piece: Piece) -> None:
         """Keep a piece of an unfinished file."""
         channels = self._open[str(piece.path)]
         if piece.channel not in channels:
             channels[piece.channel] = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=self.parts)  # noqa: SIM115
-        channels[piece.channel].write(numpy.ascontiguousarray(piece.embeddings, "<f4").data)
+        channels[piece.channel].write(numpy.ascontiguousarray(piece.embeddings, self._rows.dtype).data)
 
-    def end(self, event: FileEnd) -> None:
+    def end(self, event: FileEnd) -> FileRecord:
         """Make a file's embeddings, or its error, permanent."""
         channels = self._open.pop(str(event.path), {})
-        rows = []
+        places = []
         for channel in range(event.n_channels):
             start = self._data.tell()
             spooled = channels[channel]
             spooled.seek(0)
             shutil.copyfileobj(spooled, self._data, COPY_BYTES)
-            rows.append((start // self._row_bytes, (self._data.tell() - start) // self._row_bytes))
+            places.append((start // self._rows.row_bytes, (self._data.tell() - start) // self._rows.row_bytes))
         for spooled in channels.values():
             spooled.close()
         self._data.flush()
-        record = FileRecord(str(event.path), event.error, event.duration_s, event.n_samples, rows)
-        self._journal.write(json.dumps(asdict(record)).encode() + b"\n")
-        self._journal.flush()
-        self._records.append(record)
-        self.duration_s += record.duration_s
+        size, mtime_ns = _stamp(event.path)
+        record = FileRecord(
+            as_text(event.path), event.error, event.duration_s, places, size, mtime_ns, warning=event.warning
+        )
+        self._write(record)
+        self._records[key_of(record.path, record.excerpt)] = record
+        return record
 
-    def finish(self, order: list[Path]) -> None:
-        """Write the output, its files in the order given, and remove the parts."""
+    def finish(self, order: Iterable[Path]) -> list[FileRecord]:
+        """Write the output, its files in the order given, after those that it held before; remove the parts."""
         self._data.flush()
-        position = {str(path): number for number, path in enumerate(order)}
-        records = sorted(self._records, key=lambda record: position.get(record.path, len(position)))
-        empty = self._data.tell() == 0  # nothing to map
-        size = self.settings["embedding_size"]
-        data = numpy.zeros((0, size), "<f4") if empty else numpy.memmap(self._data.name, "<f4", "r").reshape(-1, size)
-        write_output(self.out, records, data, self.settings)
-        self.close()
-        shutil.rmtree(self.parts)
+        wanted = dict.fromkeys(key_of(path) for path in order)
+        others = [key for key in self._records if key not in wanted] if self._append else []
+        keys = dict.fromkeys([*self._added_to, *others, *wanted])
+        records = [self._records[key] for key in keys if key in self._records]
+        self._check_replaceable()
+        write_output(self.out, records, self._rows, self.settings)
+        self._remove_parts()
+        return records
 
     def close(self) -> None:
-        """Release the files; the parts stay, to be gone on from."""
-        self._journal.close()
-        self._data.close()
+        """Release the files and the lock; the parts stay, to be resumed from."""
+        for channels in self._open.values():
+            for spooled in channels.values():
+                spooled.close()
+        self._open.clear()
+        self._files.close()
 
-    def _check_settings(self) -> None:
-        path = self.parts / "settings.json"
-        wanted = json.loads(json.dumps(self.settings))
-        found = None
-        if path.exists():
-            with suppress(json.JSONDecodeError):  # killed while it was written: then nothing followed
-                found = json.loads(path.read_text())
-        if found is None:
-            path.write_text(json.dumps(wanted))
-        elif found != wanted:
-            other = ", ".join(sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)))
+    def _locked(self):
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        stack = ExitStack()
+        try:
+            stack.enter_context(locked(self.out.with_name(f".{self.out.name}.lock")))
+        except LockError as error:
+            raise OptionError(f"another run is writing {self.out}: wait for it, or choose another --out") from error
+        return stack
+
+    def _check_output(self) -> None:
+        if self.parts.exists() and not _holds_parts(self.parts):
+            raise OptionError(f"{self.parts} is not what `hear-jepa embed` leaves: choose another --out")
+        self._check_replaceable()
+        if self._there() and not (self._append or self._overwrite or self.parts.exists()):
             raise OptionError(
-                f"{self.parts} holds an unfinished run with other settings ({other}): "
-                "finish that one first, choose another --out, or give --overwrite to drop it"
+                f"{self.out} exists already: choose another --out, add new files to it with --append, or replace it "
+                "with --overwrite"
             )
 
-    def _resume(self) -> list[FileRecord]:
-        """Read the journal up to the first line that is not whole, or whose embeddings are not; cut off the rest."""
-        records, journal_end, data_end = [], 0, 0
+    def _check_replaceable(self) -> None:
+        if self._there() and not is_output(self.out):
+            raise OptionError(
+                f"{self.out} exists, and is not certainly an earlier output of `hear-jepa embed` with nothing else in "
+                "it: it is left as it is; choose another --out"
+            )
+
+    def _there(self) -> bool:
+        """Whether there is something at `out` that could be lost."""
+        empty_folder = self.out.is_dir() and not any(self.out.iterdir())
+        return os.path.lexists(self.out) and not empty_folder
+
+    def _command_line(self) -> dict[str, Any]:
+        return {"settings": self.settings, "inputs": self._inputs, "append": self._append}
+
+    def _new_parts(self) -> None:
+        """Make the folder, whole or not at all; where an output is added to, with all that it holds."""
+        with atomic_path(self.parts) as folder:
+            folder.mkdir()
+            (folder / SETTINGS).write_text(json.dumps(self._command_line()))
+            with open(folder / ROWS, "wb") as data, open(folder / JOURNAL, "wb") as journal:
+                if self._append and self._there():
+                    stored = open_output(self.out)
+                    self._check_settings(stored.settings, self.out)
+                    for chunk in stored.chunks():
+                        data.write(numpy.ascontiguousarray(chunk).data)
+                    for record in stored.records:
+                        size = record.size if record.error is None else TRY_AGAIN
+                        journal.write(_line({**asdict(record), "size": size, "before": True}))
+
+    def _check_command_line(self) -> None:
+        """Refuse the parts of another command line. With `append`, further inputs may join them."""
+        found = {}
+        with suppress(OSError, json.JSONDecodeError):
+            found = json.loads((self.parts / SETTINGS).read_text())
+        if not {"settings", "inputs", "append"} <= set(found):
+            raise OptionError(f"{self.parts} is of an older version or damaged: --overwrite drops it")
+        self._check_settings(found["settings"], self.parts)
+        if self._append:
+            with atomic_path(self.parts / SETTINGS) as temporary:
+                temporary.write_text(json.dumps(self._command_line() | {"append": found["append"]}))
+        elif found["inputs"] != self._inputs or found["append"]:
+            raise OptionError(
+                f"{self.parts} holds an unfinished run of other inputs ({', '.join(found['inputs'][:3])} …): finish it "
+                "with the same command, add these inputs to it with --append, or drop it with --overwrite"
+            )
+
+    def _check_settings(self, found: dict[str, Any], where: Path) -> None:
+        wanted = self.settings
+        keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key, wanted.get(key)) != wanted.get(key))
+        if keys:
+            raise OptionError(
+                f"{where} was written with other settings ({', '.join(keys)}): give the same ones, choose another "
+                "--out, or drop it with --overwrite"
+            )
+
+    def _resume(self) -> None:
+        """Read the journal up to the first line that is not whole, or whose rows are not there; cut off the rest."""
+        journal_end, data_end = 0, 0
         available = self._data.seek(0, os.SEEK_END)
         self._journal.seek(0)
         for line in self._journal:
             try:
-                record = FileRecord(**json.loads(line))
-            except (ValueError, TypeError):
+                values = json.loads(line)
+                before = values.pop("before", False)
+                record = _record(values)
+            except (ValueError, TypeError, AttributeError):
                 break
-            end = max((start + count for start, count in record.rows), default=0) * self._row_bytes
+            end = max((start + count for start, count in record.rows), default=0) * self._rows.row_bytes
             if not line.endswith(b"\n") or end > available:
                 break
-            records.append(record)
+            key = key_of(record.path, record.excerpt)
+            self._records[key] = record
+            if before:
+                self._added_to.append(key)
             journal_end += len(line)
             data_end = max(data_end, end)
         self._journal.truncate(journal_end)
@@ -143,16 +253,43 @@ class EmbeddingStore:
         self._data.seek(0, os.SEEK_END)
         for left in self.parts.glob("tmp*"):  # spooled by the run that was killed, where the system names them
             left.unlink()
-        return records
+
+    def _write(self, record: FileRecord) -> None:
+        self._journal.write(_line(asdict(record)))
+        self._journal.flush()
+
+    def _remove_parts(self) -> None:
+        """All at once: a kill meanwhile leaves none that could be taken for a run's."""
+        if self.parts.exists():
+            with temporary_folder(self.parts) as folder:
+                os.rename(self.parts, folder / "parts")
 
 
-def _lock(file: Any, out: Path) -> None:
-    """Refuse a second run on the same output; the system lets go of the lock when the process ends, however it ends."""
+def key_of(path: str | Path, excerpt: tuple[float, float] | None = None) -> Key:
+    """What tells one file, or excerpt, from another."""
+    return as_text(os.path.abspath(path)), excerpt
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
+    """Size and time of a file, which change when its content does; (-1, -1) where there is none."""
     try:
-        import fcntl
-    except ImportError:  # Windows, where nothing guards against it
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OptionError(f"another run is writing {out}: wait for it, or choose another --out") from error
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values).encode() + b"\n"
+
+
+def _record(values: dict[str, Any]) -> FileRecord:
+    excerpt = values.pop("excerpt")
+    return FileRecord(**values, excerpt=None if excerpt is None else tuple(excerpt))
+
+
+def _holds_parts(folder: Path) -> bool:
+    """Whether a folder is one that an interrupted run left, with nothing else in it."""
+    known = {ROWS, JOURNAL, SETTINGS, "embeddings.f32"}  # the last: of versions before this one
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
+    return all(name in known or name.startswith(("tmp", f".{SETTINGS}.")) for name in names)

@@ -130,7 +130,7 @@ class Embedder(nn.Module):
 
         Returns the scene embedding [size], or for kind "timestamps" embeddings [n, size] and their centres [n] in ms.
         """
-        from hear_jepa.files.waveform import embed_waveform  # built on this class
+        from hear_jepa.files.embed import embed_waveform  # built on this class
 
         return embed_waveform(self, waveform, sample_rate, kind)
 
