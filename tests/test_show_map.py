@@ -121,17 +121,19 @@ def test_labels_are_found_by_the_end_of_a_path(tmp_path):
 def test_the_commands_write_pictures(tmp_path, checkpoint, minute):
     weights = tmp_path / "small.safetensors"
     save_checkpoint(weights, checkpoint)
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
     for number in range(4):
-        soundfile.write(tmp_path / f"{number}.wav", minute[50000 * number :][:20000].numpy(), 16000)
-    assert main(["show", str(tmp_path / "0.wav"), "--model", str(weights), "--out", str(tmp_path / "show.png")]) == 0
+        soundfile.write(sounds / f"{number}.wav", minute[50000 * number :][:20000].numpy(), 16000)
+    assert main(["show", str(sounds / "0.wav"), "--model", str(weights), "--out", str(tmp_path / "show.png")]) == 0
     out = tmp_path / "e.npz"
-    assert main(["embed", str(tmp_path), "--model", str(weights), "--out", str(out), "--kind", "timestamps"]) == 0
+    assert main(["embed", str(sounds), "--model", str(weights), "--out", str(out), "--kind", "timestamps"]) == 0
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\n0.wav,x\n1.wav,y\n", encoding="utf-8")
     assert main(["map", str(out), "--labels", str(labels)]) == 0
     for name in ("show.png", "e.map.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert main(["map", str(tmp_path / "0.wav")]) == 2
+    assert main(["map", str(sounds / "0.wav")]) == 2
 
 
 def test_one_patch_can_be_drawn(checkpoint):
