@@ -3,7 +3,7 @@
     python examples/similar_sounds.py query.wav my/sounds/
     python examples/similar_sounds.py query.wav my/sounds/ --top 3 --model tiny
 
-The folder is embedded once, into FOLDER/embeddings.npz; delete that file when the sounds change.
+The folder is embedded once, into FOLDER.npz beside it; delete that file when the sounds change.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="")
     options = parser.parse_args(argv)
 
-    embedded = options.folder / "embeddings.npz"
+    embedded = options.folder.resolve().with_suffix(".npz")  # beside the folder
     if not embedded.exists():
         hear_jepa_command(["embed", str(options.folder), "--out", str(embedded), "--model", options.model])
     library = load_embeddings(embedded)

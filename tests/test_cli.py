@@ -2,16 +2,21 @@
 
 * every command of the table shows its help, and only its own module is imported;
 * `hear-jepa info` prints configuration, provenance and SHA-256 as JSON, by name, path or default;
-* a user's mistake is one line on stderr and exit code 2, without a traceback.
+* a user's mistake, and what the system refuses, is one line on stderr and exit code 2, without a traceback, and with
+  control characters escaped; an interruption is 130, also during imports; a closed pipe is silent;
+* help and a mistyped command need neither torch nor numpy.
 """
 
 import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 
+import numpy
 import pytest
+import soundfile
 
 from hear_jepa.cli import COMMANDS, main
 from hear_jepa.model.checkpoint import save_checkpoint
@@ -52,6 +57,68 @@ def test_unknown_commands_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["embedd"])
     assert stopped.value.code == 2 and "'embedd'" in capsys.readouterr().err
+
+
+def run(code_or_arguments, **options):
+    given = code_or_arguments if isinstance(code_or_arguments, list) else ["-c", code_or_arguments]
+    return subprocess.run([sys.executable, *given], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["embdd"], 2), ([], 2), (["--version"], 0)])
+def test_without_a_command_nothing_heavy_is_imported(arguments, code):
+    ran = run(
+        "import sys\n"
+        "from hear_jepa.cli import main\n"
+        "try:\n"
+        f"    sys.exit(main({arguments!r}))\n"
+        "finally:\n"
+        "    print(*({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    assert ran.returncode == code and ran.stdout.splitlines()[-1] == "" and "Traceback" not in ran.stderr
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    sound = str(tmp_path / "sound.wav")
+    soundfile.write(sound, numpy.full(1600, 0.1), 16000)
+    assert main(["embed", sound, "--out", str(tmp_path / "file" / "out.npz")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "Traceback" not in printed and "file" in printed
+
+
+def test_names_cannot_write_to_the_terminal(capsys):
+    assert main(["info", "a\x1b[31m\n.safetensors"]) == 2
+    printed = capsys.readouterr().err
+    assert "a\\x1b[31m\\n.safetensors" in printed and printed.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
+def test_a_closed_pipe_is_silent():
+    command = f"{sys.executable} -m hear_jepa.cli info | head -c 1"
+    ran = run(["-c", f"import subprocess; subprocess.run({command!r}, shell=True)"])
+    assert ran.stdout == "{" and ran.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
+@pytest.mark.parametrize("where", ["import", "run"])
+def test_an_interruption_is_130_and_silent(where):
+    """While a command is imported, as well as while it runs."""
+    ran = run(
+        "import os, signal, sys, types\n"
+        "from hear_jepa import cli\n"
+        "def interrupt(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    while True: pass\n"
+        "def load(name):\n"
+        f"    if {where!r} == 'import':\n"
+        "        try: interrupt()\n"
+        "        except BaseException: raise ImportError('a library that hides it')\n"
+        "    return types.SimpleNamespace(add_arguments=lambda parser: None, run=interrupt)\n"
+        "cli.importlib.import_module = load\n"
+        "sys.exit(cli.main(['info']))",
+        timeout=30,
+    )
+    assert ran.returncode == 130 and ran.stderr == ""
 
 
 def test_the_installed_command_imports_only_what_it_runs():

@@ -76,6 +76,11 @@ def test_channels_can_be_embedded_separately(corpus, model, kind):
         torch.testing.assert_close(found, functions[kind](audio, model), **EXACT)
 
 
+def test_a_lone_path_is_a_path(corpus, model):
+    for path in (corpus[3], str(corpus[3])):
+        assert [file.path for file in model.embed_files(path)] == [corpus[3]]
+
+
 def test_a_file_named_twice_is_embedded_once(corpus, model):
     assert sorted(file.path for file in model.embed_files([*corpus[:3], str(corpus[1])])) == corpus[:3]
 
@@ -184,6 +189,9 @@ def test_a_waveform_embeds_as_the_file_that_holds_it(corpus, model):
 
 
 def test_bad_waveforms_and_options_are_refused(model, corpus):
+    for shape in [(16000, 2), (40, 16000), (3, 2)]:  # soundfile's own layout, and more channels than anyone records
+        with pytest.raises(AudioError, match=rf"\({shape[0]}, {shape[1]}\).*give \[channels, samples\]"):
+            model.embed(torch.zeros(*shape), 44100)
     for waveform, rate in [(torch.zeros(0), 16000), (torch.zeros(1, 2, 3), 16000), (torch.zeros(9), 0)]:
         with pytest.raises(AudioError):
             model.embed(waveform, rate)

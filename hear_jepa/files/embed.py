@@ -179,9 +179,7 @@ class _Reading:
 
 
 @contextmanager
-def _decoded(
-    reading: _Reading, paths: Iterable[str | Path], workers: int
-) -> Iterator[Iterator[_Windows | FileEnd]]:
+def _decoded(reading: _Reading, paths: Iterable[str | Path], workers: int) -> Iterator[Iterator[_Windows | FileEnd]]:
     """Decode in threads; the events of one file come in order. Leaving the context ends the threads."""
     todo, lock, stop = iter(dict.fromkeys(map(Path, paths))), threading.Lock(), threading.Event()
     events: queue.Queue = queue.Queue(maxsize=QUEUED * workers)
