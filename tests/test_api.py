@@ -9,7 +9,6 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -141,10 +140,24 @@ def test_audio_on_another_device_is_moved(model, minute, path):
         torch.testing.assert_close(found.cpu(), get_scene_embeddings(audio, model), rtol=0, atol=1e-3)
 
 
-def test_audio_is_moved_to_the_model(path, monkeypatch):
-    """To the meta device, which computes shapes alone (and knows no autocast)."""
-    monkeypatch.setattr("hear_jepa.model.front_end.full_float32", nullcontext)
-    assert load_model(path).to("meta").spectrogram(torch.zeros(16000), -4, 40).device.type == "meta"
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float16", "meta"])
+def test_casts_that_cannot_embed_say_what_to_use(path, minute, cast):
+    model, audio = load_model(path), minute[None, :9000]
+    before = get_scene_embeddings(audio, model)
+    with pytest.raises(OptionError, match="precision='bfloat16'|cpu, cuda or mps"):
+        getattr(model, cast)() if hasattr(model, cast) else model.to(getattr(torch, cast, cast))
+    assert torch.equal(get_scene_embeddings(audio, model.float().to("cpu")), before)
+
+
+def test_the_default_dtype_does_not_matter(path, minute):
+    audio = minute[None, :20000]
+    expected = load_model(path).embed(audio, 44100), *get_timestamp_embeddings(audio, load_model(path))
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = load_model(path).embed(audio, 44100), *get_timestamp_embeddings(audio, load_model(path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_serving_imports_nothing_of_training_or_evaluation():

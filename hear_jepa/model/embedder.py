@@ -78,6 +78,18 @@ class Embedder(nn.Module):
         """Where the weights are, and where embeddings are returned."""
         return self.encoder.pos_embed.device
 
+    def _apply(self, fn, *arguments, **options):
+        """What every move and cast goes through. Raises OptionError for those after which nothing could be embedded."""
+        moved = fn(torch.zeros(1, dtype=torch.float32))
+        if moved.dtype != torch.float32:
+            raise OptionError(
+                f"an embedder's weights stay float32, not {moved.dtype}: for speed, "
+                "load_model(..., precision='bfloat16') runs the encoder under autocast"
+            )
+        if moved.is_meta:
+            raise OptionError("the meta device holds no weights to embed with: move the model to cpu, cuda or mps")
+        return super()._apply(fn, *arguments, **options)
+
     def hop_of(self, kind: str) -> int:
         """Distance in ms of the columns that embeddings of a kind are made of: "scene", or others."""
         return self.scene_hop_ms if kind == "scene" else self.hop_ms
