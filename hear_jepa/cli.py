@@ -24,7 +24,9 @@ COMMANDS = {  # name: (module, one line of help)
     "evaluate": ("hear_jepa.commands.evaluate", "score models on HEAR-format tasks"),
     "export": ("hear_jepa.commands.export", "write the model, front end included, for another runtime"),
     "show": ("hear_jepa.commands.show", "draw what the model hears in one file"),
-    "map": ("hear_jepa.commands.map", "draw a 2-D map of a file of embeddings"),
+    "search": ("hear_jepa.commands.search", "find in embedded sounds what is most like one"),
+    "classify": ("hear_jepa.commands.classify", "train a classifier on labelled sounds, and label others"),
+    "map": ("hear_jepa.commands.map", "draw a map of embedded sounds, as a page that plays them or a picture"),
 }
 
 

@@ -3,8 +3,7 @@
 * Patch colours tell different sounds apart and equal ones not; the ticks of the frequency axis lie on the band that
   a tone of that frequency excites; time axes are the recording's seconds.
 * Self-similarity is symmetric, 1 on the diagonal, and highest between repeats of a sound.
-* The map's projection has the largest variances and keeps kinds apart; neighbours are those of all cosines; labels are
-  found by the end of a path; a table that fits nothing is refused.
+* The map's projection has the largest variances and keeps kinds apart; neighbours are those of all cosines.
 * The commands write pictures.
 """
 
@@ -18,9 +17,9 @@ import torch
 from hear_jepa import Embedder
 from hear_jepa.cli import main
 from hear_jepa.errors import OptionError
-from hear_jepa.explore.labels import read_labels
+from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.projection import clusters, project
-from hear_jepa.explore.recording_picture import draw, mel_ticks, patch_colours, read_excerpt, self_similarity
+from hear_jepa.explore.recording_picture import draw, mel_ticks, patch_colours, self_similarity
 from hear_jepa.explore.similarity import Standardiser, nearest, neighbours
 from hear_jepa.model.checkpoint import save_checkpoint
 
@@ -66,10 +65,12 @@ def test_axes_are_seconds_and_hertz(model, minute):
 
 def test_an_excerpt_is_that_part_of_the_file(tmp_path, minute):
     soundfile.write(tmp_path / "a.wav", minute[:400000].numpy(), 16000, subtype="FLOAT")
-    assert torch.equal(read_excerpt(tmp_path / "a.wav", 9.5, 2.0), minute[152000:184000])
-    assert len(read_excerpt(tmp_path / "a.wav", 24.0, 60.0)) == 16000
+    assert torch.equal(read_excerpt(tmp_path / "a.wav", 9.5, 11.5), minute[152000:184000])
+    assert len(read_excerpt(tmp_path / "a.wav", 24.0)) == 16000
     with pytest.raises(OptionError, match="25.00 s"):
-        read_excerpt(tmp_path / "a.wav", 30.0, 1.0)
+        read_excerpt(tmp_path / "a.wav", 30.0)
+    with pytest.raises(OptionError, match="from 3 to 2 s"):
+        read_excerpt(tmp_path / "a.wav", 3, 2)
 
 
 @pytest.mark.parametrize("n", [30, 300])  # fewer than dimensions, and more
@@ -105,17 +106,6 @@ def test_neighbours_are_those_of_all_cosines():
         neighbours(directions[:3], 10)[0].shape == (3, 2)
         and nearest(directions, directions[:1], 999)[0].shape[1] == 700
     )
-
-
-def test_labels_are_found_by_the_end_of_a_path(tmp_path):
-    table = tmp_path / "labels.csv"
-    table.write_text("path,label\na.wav,any\ndogs/a.wav,dog\nb.wav,bird\n", encoding="utf-8")
-    assert read_labels(table, ["x/dogs/a.wav", "x/cats/a.wav", "b.wav", "c.wav"]) == ["dog", "any", "bird", ""]
-    with pytest.raises(OptionError, match="c.wav"):
-        read_labels(table, ["c.wav"])
-    table.write_text("name;kind\na.wav;x\n", encoding="utf-8")
-    with pytest.raises(OptionError, match="path and label"):
-        read_labels(table, ["a.wav"])
 
 
 def test_the_commands_write_pictures(tmp_path, checkpoint, minute):

@@ -7,7 +7,9 @@ import argparse
 from pathlib import Path
 
 from hear_jepa.api import load_model
-from hear_jepa.explore.recording_picture import LONGEST_S, draw, read_excerpt
+from hear_jepa.errors import OptionError
+from hear_jepa.explore.excerpt import read_excerpt
+from hear_jepa.explore.recording_picture import LONGEST_S, draw
 from hear_jepa.figures import save_figure
 
 
@@ -22,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and say where to."""
-    audio = read_excerpt(arguments.file, arguments.start, arguments.seconds)
-    figure = draw(load_model(arguments.model), audio, arguments.start, Path(arguments.file).name)
+    if not 0 < arguments.seconds <= LONGEST_S:
+        raise OptionError(f"--seconds must be in 0 … {LONGEST_S:.0f}, not {arguments.seconds}")
+    model = load_model(arguments.model)
+    end_s = arguments.start + arguments.seconds
+    audio = read_excerpt(arguments.file, arguments.start, end_s, sample_rate=model.sample_rate)
+    figure = draw(model, audio, arguments.start, Path(arguments.file).name)
     print(save_figure(figure, arguments.out or Path(arguments.file).with_suffix(".png").name))
     return 0

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hear_jepa.explore import map_page, map_picture
-from hear_jepa.explore.labels import read_labels
+from hear_jepa.explore.labels import LabelTable
 from hear_jepa.explore.points import Points, load_points
 from hear_jepa.explore.projection import clusters, project
 from hear_jepa.explore.similarity import Standardiser, neighbours
@@ -60,7 +60,7 @@ def write_page(
 
 
 def _labels(found: Points, labels: str | Path | None) -> list[str]:
-    return read_labels(labels, [point.path for point in found.points]) if labels else []
+    return LabelTable(labels).of_points(found.points) if labels else []
 
 
 def _folders(found: Points) -> list[str]:

@@ -18,10 +18,11 @@ import soundfile
 from tqdm import tqdm
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.errors import AudioError
+from hear_jepa.errors import HearJepaError
 from hear_jepa.explore.colours import COLOURS, OTHER
+from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.points import Point
-from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
+from hear_jepa.files.audio import SAMPLE_RATE
 
 NEIGHBOURS = 10
 EXCERPT_S = 2.0
@@ -84,10 +85,14 @@ def url_of(point: Point, folder: str | Path) -> str:
 
 
 def excerpt(point: Point) -> bytes | None:
-    """The loudest 2 s of a point's sound (of its first minute), Opus in an Ogg file; None where it cannot be read."""
+    """The loudest 2 s of a point's sound (of its first minute), Opus in an Ogg file; None where it cannot be read.
+
+    Of the first of several channels, the mix of all.
+    """
+    end_s = min(point.start_s + LONGEST_READ_S, numpy.inf if point.end_s is None else point.end_s)
     try:
-        audio = _read(point)
-    except AudioError:
+        audio = read_excerpt(point.path, point.start_s, end_s, point.channel or None).numpy()
+    except HearJepaError:
         return None
     length, hop = round(EXCERPT_S * SAMPLE_RATE), SAMPLE_RATE // 10
     energy = numpy.concatenate([[0.0], numpy.cumsum(audio.astype("f8") ** 2)])
@@ -98,23 +103,6 @@ def excerpt(point: Point) -> bytes | None:
     file = io.BytesIO()
     soundfile.write(file, audio * min(0.9 / max(peak, 1e-9), 100.0), SAMPLE_RATE, format="OGG", subtype="OPUS")
     return file.getvalue()
-
-
-def _read(point: Point) -> numpy.ndarray:
-    """Samples of a point's stretch, at most a minute; for the first channel, the mix of all."""
-    end_s = min(point.start_s + LONGEST_READ_S, numpy.inf if point.end_s is None else point.end_s)
-    first, last = round(point.start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
-    pieces, n_read = [], 0
-    for block in read_blocks(point.path, 10.0):
-        channel = block[point.channel] if point.channel else block.mean(0)
-        pieces.append(channel[max(first - n_read, 0) : max(last - n_read, 0)].numpy())
-        n_read += block.shape[1]
-        if n_read >= last:
-            break
-    audio = numpy.concatenate([numpy.zeros(0, "f4"), *pieces])
-    if not len(audio) or not numpy.isfinite(audio).all():
-        raise AudioError(f"{point.name}: no sound there")
-    return audio
 
 
 def _group(members: Sequence[str]) -> dict:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy
 
 from hear_jepa.errors import OptionError
-from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.formats import Embeddings, load_embeddings
+
+TIMES = ("path", "channel", "start_s", "end_s")  # columns of a table of points
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ def load_points(path: str | Path, at_least: int = 1) -> Points:
 
     Raises OptionError for what is no output of `hear-jepa embed`, or holds fewer points.
     """
-    found = load_embeddings(path)
+    points = points_of(load_embeddings(path))
+    if len(points.points) < at_least:
+        raise OptionError(f"{path} holds {len(points.points)} embeddings: {at_least} or more are needed")
+    return points
+
+
+def points_of(found: Embeddings) -> Points:
+    """As `load_points`, of embeddings that are loaded."""
     points = [Point(*key) for key in zip(found.paths, found.channels, strict=True)]
     embeddings = found.embeddings
     if found.timestamps_ms is not None:
         embeddings = numpy.stack([rows.mean(0) for rows in embeddings]) if points else numpy.zeros((0, 1), "f4")
-    if len(points) < at_least:
-        raise OptionError(f"{path} holds {len(points)} embeddings: {at_least} or more are needed")
     return Points(numpy.asarray(embeddings, "f4"), points, found.settings)
 
 
@@ -58,3 +65,9 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     whole = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
     return f"{whole}:{rest // 10:02d}.{rest % 10}"
+
+
+def times_of(point: Point) -> tuple[str, int, str, str]:
+    """A point's row of such a table; the times of a whole file are empty."""
+    times = ("", "") if point.end_s is None else (f"{point.start_s:.3f}", f"{point.end_s:.3f}")
+    return (point.path, point.channel, *times)

@@ -1,36 +1,12 @@
 """A picture of what a model hears in a recording: log-mel, patch embeddings as colours, self-similarity over time."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from hear_jepa.errors import OptionError
 from hear_jepa.figures import new_figure
-from hear_jepa.files.audio import read_blocks
 from hear_jepa.model.embedder import Embedder
 
 LONGEST_S = 60.0  # of a recording: more is not legible
-
-
-def read_excerpt(path: str | Path, start_s: float, seconds: float) -> Tensor:
-    """Seconds `start_s … start_s + seconds` of a file, [samples] at 16 kHz, mixed to mono; the rest is not decoded.
-
-    Raises OptionError for more than can be drawn, or a start that is not in the file.
-    """
-    if not 0 < seconds <= LONGEST_S or start_s < 0:
-        raise OptionError(f"--seconds must be in 0 … {LONGEST_S:.0f} and --start not negative")
-    first, last = round(start_s * 16000), round((start_s + seconds) * 16000)
-    pieces, heard = [], 0
-    for block in read_blocks(path, 10.0, mono=True):
-        pieces.append(block[0, max(first - heard, 0) : max(last - heard, 0)])
-        heard += block.shape[1]
-        if heard >= last:
-            break
-    audio = torch.cat(pieces)
-    if not len(audio):
-        raise OptionError(f"{path} ends at {heard / 16000:.2f} s, before --start {start_s}")
-    return audio
 
 
 def patch_colours(patches: Tensor) -> Tensor:
