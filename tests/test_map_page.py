@@ -200,12 +200,12 @@ def test_the_excerpt_is_the_loudest_part(tmp_path):
     audio = 1e-3 * numpy.ones(16000 * 12, "f4")
     audio[16000 * 7 : 16000 * 9] = 0.5 * numpy.sin(2 * numpy.pi * 400 * numpy.arange(32000) / 16000)
     soundfile.write(tmp_path / "a.wav", audio, 16000)
-    sound, rate = soundfile.read(io.BytesIO(excerpt(Point(str(tmp_path / "a.wav")))))
+    sound, rate = soundfile.read(io.BytesIO(excerpt(Point(str(tmp_path / "a.wav"), 0, 0.0, 12.0))))
     sound = sound.reshape(-1, rate // 2)  # halves of a second
     assert len(sound) == 4 and sound.std(1).min() > 0.4
     quiet = excerpt(Point(str(tmp_path / "a.wav"), 0, 1.0, 3.0))
     assert len(quiet) < len(excerpt(Point(str(tmp_path / "a.wav"), 0, 6.0, 10.0)))
-    assert excerpt(Point(str(tmp_path / "gone.wav"))) is None
+    assert excerpt(Point(str(tmp_path / "gone.wav"), 0, 0.0, 12.0)) is None
 
 
 def test_what_is_gone_is_said(browser, folder, tmp_path, monkeypatch, capsys):

@@ -83,7 +83,11 @@ def test_search_finds_the_nearest_files(folder, model, capsys):
     cosines = standard @ wanted / numpy.linalg.norm(standard, axis=1) / numpy.linalg.norm(wanted)
     assert [hit["path"] for hit in hits] == [found.paths[i] for i in numpy.argsort(-cosines)]
     assert [float(hit["cosine"]) for hit in hits] == pytest.approx(sorted(cosines, reverse=True), abs=6e-4)
-    assert all("hum" in hit["path"] for hit in hits[:6]) and hits[0]["start_s"] == hits[0]["end_s"] == ""
+    assert all("hum" in hit["path"] for hit in hits[:6])
+    assert (hits[0]["start_s"], hits[0]["end_s"]) == (
+        "0.000",
+        "0.700",
+    )
 
 
 def test_search_finds_a_stretch_where_it_was(folder, model):
@@ -200,12 +204,12 @@ def test_labels_are_found_by_path_and_time(tmp_path, folder):
     path = write_labels(tmp_path / "a.csv", ["a.wav,any", "dogs/a.wav,dog", "b.wav,bird"])
     labels = LabelTable(path)
     files = ["x/dogs/a.wav", "x/cats/a.wav", "b.wav", "c.wav"]
-    assert labels.of_points([Point(file) for file in files]) == ["dog", "any", "bird", ""]
+    assert labels.of_points([Point(file, whole=True) for file in files]) == ["dog", "any", "bird", ""]
     with pytest.raises(OptionError, match="c.wav"):
-        labels.of_points([Point("c.wav")])
+        labels.of_points([Point("c.wav", whole=True)])
     timed = LabelTable(write_labels(tmp_path / "b.csv", ["a.wav,x,0,2", "a.wav,y,2,4"], "path,label,start_s,end_s"))
     assert timed.of_points([Point("a.wav", 0, 1.5, 2.4), Point("a.wav", 0, 1.5, 2.6)]) == ["x", "y"]
-    assert timed.of_point(Point("a.wav")) == ""
+    assert timed.of_point(Point("a.wav", 0, 0, 4, whole=True)) == ""
     for text in ("name;kind\na.wav;x\n", "path,label,start_s,end_s\na.wav,x,3,2\n", "path,label\na.wav\n"):
         (tmp_path / "c.csv").write_text(text, encoding="utf-8")
         with pytest.raises(OptionError, match="path and label"):

@@ -17,7 +17,7 @@ from hear_jepa.disk import atomic_path
 from hear_jepa.explore.classify import Trained, apply, train
 from hear_jepa.explore.confusion_picture import draw
 from hear_jepa.explore.head import Head, load_head
-from hear_jepa.explore.points import TIMES, times_of
+from hear_jepa.explore.points import COLUMNS, row_of
 from hear_jepa.figures import save_figure
 
 
@@ -73,7 +73,7 @@ def _write_scores(file, head: Head, arguments: argparse.Namespace) -> int:
     """A row a stretch; what failed goes to stderr. Returns the exit code."""
     table = csv.writer(file, lineterminator="\n")
     every = head.labels if arguments.all_labels else ()
-    table.writerow([*TIMES, "label", "score", *every])
+    table.writerow([*COLUMNS, "label", "score", *every])
     failed = False
     for scored in apply(head, arguments.sounds, arguments.model):
         if scored.probabilities is None:
@@ -82,5 +82,5 @@ def _write_scores(file, head: Head, arguments: argparse.Namespace) -> int:
             continue
         best = int(scored.probabilities.argmax())
         scores = [f"{probability:.3f}" for probability in scored.probabilities]
-        table.writerow([*times_of(scored.point), head.labels[best], scores[best], *(scores if every else ())])
+        table.writerow([*row_of(scored.point), head.labels[best], scores[best], *(scores if every else ())])
     return 1 if failed else 0

@@ -3,14 +3,14 @@
     hear-jepa search embeddings.npz query.wav
     hear-jepa search timestamps.parquet long.flac --start 12.5 --end 14 -k 20 > hits.csv
 
-Prints CSV: the cosine, path and channel, and the seconds where a stretch begins and ends, empty for a whole file.
+Prints CSV: the cosine, path and channel, and the seconds where the stretch begins and ends.
 """
 
 import argparse
 import csv
 import sys
 
-from hear_jepa.explore.points import TIMES, times_of
+from hear_jepa.explore.points import COLUMNS, row_of
 from hear_jepa.explore.search import search
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Search, and print."""
     hits = search(arguments.index, arguments.query, arguments.k, arguments.model, arguments.start, arguments.end)
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["cosine", *TIMES])
+    table.writerow(["cosine", *COLUMNS])
     for hit in hits:
-        table.writerow([f"{hit.cosine:.3f}", *times_of(hit.point)])
+        table.writerow([f"{hit.cosine:.3f}", *row_of(hit.point)])
     return 0

@@ -71,15 +71,16 @@ def apply(head: Head, sounds: list[str | Path], model: str = "") -> Iterator[Sco
     embedder = load_same_model(model, head.settings, "the head")
     kind = head.settings["kind"]
     channels = head.settings.get("channels", "mix")
-    for sound in embed_files(embedder, find_sources(sounds), kind, channels=channels):
+    for sound in embed_files(embedder, find_sources(sounds).files, kind, channels=channels):
         if sound.error is not None:
-            yield Scored(Point(str(sound.path)), None, sound.error)
+            yield Scored(Point(str(sound.path), whole=True), None, sound.error)
         for channel, rows in enumerate(sound.embeddings):
             if kind == "timestamps":
                 probabilities = head.probabilities(rows)
                 yield from _stretches(str(sound.path), channel, probabilities, sound.timestamps_ms, embedder.hop_ms)
             else:
-                yield Scored(Point(str(sound.path), channel), head.probabilities(rows[None])[0])
+                point = Point(str(sound.path), channel, 0.0, sound.duration_s, whole=True)
+                yield Scored(point, head.probabilities(rows[None])[0])
 
 
 def labelled_examples(labels: str | Path, embeddings: str | Path) -> tuple[dict, list[tuple[numpy.ndarray, str, str]]]:
@@ -89,16 +90,15 @@ def labelled_examples(labels: str | Path, embeddings: str | Path) -> tuple[dict,
     """
     table, found = LabelTable(labels), load_embeddings(embeddings)
     if found.timestamps_ms is None:
-        points = points_of(found).points
-        names = table.of_points(points)
-        rows = zip(found.embeddings, names, points, strict=True)
+        points = points_of(found)
+        rows = zip(points.embeddings, table.of_points(points.points), points.points, strict=True)
         return found.settings, [(row, name, point.path) for row, name, point in rows if name]
     examples = []
     for path, rows, times_ms in zip(found.paths, found.embeddings, found.timestamps_ms, strict=True):
         for label in table.of_file(path):
             inside = (times_ms >= 1000 * label.start_s) & (times_ms < 1000 * label.end_s)
             if inside.any():
-                examples.append((rows[inside].mean(0), label.name, path))
+                examples.append((rows[inside].mean(0, dtype="f4"), label.name, path))
     if not examples:
         raise OptionError(f"no row of {labels} is of the embedded files in {embeddings}")
     return found.settings, examples

@@ -49,7 +49,7 @@ class LabelTable:
     def of_point(self, point: Point) -> str:
         """The label at the middle of a point; "" for none. A whole file has one only where the table has no other."""
         labels = self.of_file(point.path)
-        if point.end_s is not None:
+        if not point.whole:
             middle = (point.start_s + point.end_s) / 2
             labels = [label for label in labels if label.start_s <= middle < label.end_s]
         names = {label.name for label in labels}

@@ -74,7 +74,7 @@ def common_folder(paths: Sequence[str]) -> str:
 
 def url_of(point: Point, folder: str | Path) -> str:
     """What a page in `folder` plays a point's sound from: the file's relative path, and its seconds."""
-    times = "" if point.end_s is None else f"#t={point.start_s:.3f},{point.end_s:.3f}"
+    times = "" if point.whole else f"#t={point.start_s:.3f},{point.end_s:.3f}"
     if point.path.startswith(URLS):
         return point.path + times
     try:
@@ -89,7 +89,7 @@ def excerpt(point: Point) -> bytes | None:
 
     Of the first of several channels, the mix of all.
     """
-    end_s = min(point.start_s + LONGEST_READ_S, numpy.inf if point.end_s is None else point.end_s)
+    end_s = min(point.start_s + LONGEST_READ_S, point.end_s)
     try:
         audio = read_excerpt(point.path, point.start_s, end_s, point.channel or None).numpy()
     except HearJepaError:

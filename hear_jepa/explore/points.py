@@ -9,23 +9,24 @@ import numpy
 from hear_jepa.errors import OptionError
 from hear_jepa.files.formats import Embeddings, load_embeddings
 
-TIMES = ("path", "channel", "start_s", "end_s")  # columns of a table of points
+COLUMNS = ("path", "channel", "start_s", "end_s")  # columns of a table of points
 
 
 @dataclass(frozen=True)
 class Point:
-    """A stretch of one channel of a file, in seconds; `end_s` None: up to its end."""
+    """A stretch of one channel of a file, in seconds; `whole`: all of it."""
 
     path: str
     channel: int = 0
     start_s: float = 0.0
-    end_s: float | None = None
+    end_s: float = 0.0
+    whole: bool = False
 
     @property
     def name(self) -> str:
         """For people: the path, and what of the file it is, where it is not all."""
         channel = f", channel {self.channel + 1}" if self.channel else ""
-        times = "" if self.end_s is None else f", {clock(self.start_s)}–{clock(self.end_s)}"
+        times = "" if self.whole else f", {clock(self.start_s)}–{clock(self.end_s)}"
         return f"{self.path}{channel}{times}"
 
 
@@ -51,11 +52,25 @@ def load_points(path: str | Path, at_least: int = 1) -> Points:
 
 def points_of(found: Embeddings) -> Points:
     """As `load_points`, of embeddings that are loaded."""
-    points = [Point(*key) for key in zip(found.paths, found.channels, strict=True)]
-    embeddings = found.embeddings
-    if found.timestamps_ms is not None:
-        embeddings = numpy.stack([rows.mean(0) for rows in embeddings]) if points else numpy.zeros((0, 1), "f4")
-    return Points(numpy.asarray(embeddings, "f4"), points, found.settings)
+    kind, size = found.settings["kind"], found.settings["embedding_size"]
+    entries = zip(found.paths, found.channels, strict=True)
+    rows = found.embeddings
+    if kind == "windows":
+        points = [
+            Point(path, channel, float(start_s), float(end_s))
+            for (path, channel), spans in zip(entries, found.spans_s, strict=True)
+            for start_s, end_s in spans
+        ]
+        rows = numpy.concatenate([numpy.zeros((0, size), "f4"), *rows])
+    elif kind == "timestamps":
+        half_ms = found.settings["hop_ms"] / 2
+        ends_s = [(float(times[-1]) + half_ms) / 1000 for times in found.timestamps_ms]
+        points = [Point(*entry, 0.0, end_s, whole=True) for entry, end_s in zip(entries, ends_s, strict=True)]
+        rows = [numpy.mean(entry, axis=0, dtype="f8") for entry in rows]
+    else:
+        spans = found.spans_s.tolist()
+        points = [Point(*entry, *span, whole=span[0] == 0) for entry, span in zip(entries, spans, strict=True)]
+    return Points(numpy.asarray(rows, "f4").reshape(-1, size), points, found.settings)
 
 
 def clock(seconds: float) -> str:
@@ -67,7 +82,6 @@ def clock(seconds: float) -> str:
     return f"{whole}:{rest // 10:02d}.{rest % 10}"
 
 
-def times_of(point: Point) -> tuple[str, int, str, str]:
-    """A point's row of such a table; the times of a whole file are empty."""
-    times = ("", "") if point.end_s is None else (f"{point.start_s:.3f}", f"{point.end_s:.3f}")
-    return (point.path, point.channel, *times)
+def row_of(point: Point) -> tuple[str, int, str, str]:
+    """A point's row of such a table."""
+    return point.path, point.channel, f"{point.start_s:.3f}", f"{point.end_s:.3f}"

@@ -13,8 +13,8 @@ def load_same_model(name: str, settings: dict[str, Any], made: str) -> Embedder:
 
     Raises OptionError where its weights are others.
     """
-    hop = {"scene_hop_ms" if settings["kind"] == "scene" else "hop_ms": settings["hop_ms"]}
-    model = load_model(name, layers=settings["layers"], **hop)
+    hop = {"hop_ms" if settings["kind"] == "timestamps" else "scene_hop_ms": settings["hop_ms"]}
+    model = load_model(name, layers=settings["layers"], pooling=settings["pooling"], **hop)
     weights = weights_sha256({name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()})
     if weights != settings["weights_sha256"]:
         raise OptionError(

@@ -1,5 +1,6 @@
 """Where in a collection does it sound like this? Exact search over any output of `hear-jepa embed`."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import numpy
 
 from hear_jepa.errors import OptionError
 from hear_jepa.explore.excerpt import read_excerpt
-from hear_jepa.explore.points import Point
+from hear_jepa.explore.points import Point, Points, points_of
 from hear_jepa.explore.same_model import load_same_model
 from hear_jepa.explore.similarity import Standardiser
-from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.formats import Embeddings, load_embeddings
 from hear_jepa.model.embedder import Embedder
 
 CONTEXT_S = 2.5  # after a query's end that is embedded with it: more than a window
@@ -29,26 +30,38 @@ def search(
 ) -> list[Hit]:
     """The k stretches most like seconds `start_s … end_s` of the file `query`, the nearest first.
 
-    index: what `hear-jepa embed` wrote with `model`. Scenes give whole files; timestamps give stretches as long as the
-    query, none of which overlap. Raises OptionError, and AudioError for a query that cannot be read.
+    index: what `hear-jepa embed` wrote with `model`. Scenes and windows give themselves, timestamps stretches as
+    long as the query; no two of one recording overlap. Raises OptionError, and AudioError for a query that cannot be read.
     """
     if k < 1:
         raise OptionError(f"k must be at least 1, not {k}")
     found = load_embeddings(index)
     if not found.paths:
         raise OptionError(f"{index} holds no embeddings to search in")
-    kind = found.settings["kind"]
-    embedder = load_same_model(model, found.settings, str(index))
+    settings = found.settings
+    embedder = load_same_model(model, settings, str(index))
     end_s = float("inf") if end_s is None else end_s
-    entries = list(zip(found.paths, found.channels, strict=True))
-    if kind == "timestamps":
-        rows = embed_in_context(embedder, query, start_s, end_s)
-        return nearest_stretches(entries, found.embeddings, found.timestamps_ms, rows, found.settings["hop_ms"], k)
+    if settings["kind"] == "timestamps":
+        return nearest_stretches(found, embed_in_context(embedder, query, start_s, end_s), k)
     audio = read_excerpt(query, start_s, end_s, sample_rate=embedder.sample_rate)
-    wanted = embedder.embed(audio, embedder.sample_rate, kind).cpu().numpy()
+    return nearest_points(points_of(found), embedder.embed(audio, embedder.sample_rate).cpu().numpy(), k)
+
+
+def nearest_points(found: Points, query: numpy.ndarray, k: int) -> list[Hit]:
+    """The k points nearest to `query` [size]; of windows that overlap, the nearest one."""
     standardise = Standardiser.of(found.embeddings)
-    cosines = standardise.directions(found.embeddings) @ standardise.directions(wanted)
-    return [Hit(float(cosines[i]), Point(*entries[i])) for i in numpy.argsort(-cosines, kind="stable")[:k]]
+    cosines = standardise.directions(found.embeddings) @ standardise.directions(query)
+    hits: list[Hit] = []
+    taken: dict[tuple[str, int], list[Point]] = defaultdict(list)
+    for number in numpy.argsort(-cosines, kind="stable"):
+        point = found.points[number]
+        others = taken[point.path, point.channel]
+        if all(point.end_s <= other.start_s or other.end_s <= point.start_s for other in others):
+            others.append(point)
+            hits.append(Hit(float(cosines[number]), point))
+        if len(hits) == k:
+            break
+    return hits
 
 
 def embed_in_context(embedder: Embedder, path: str | Path, start_s: float, end_s: float) -> numpy.ndarray:
@@ -63,26 +76,25 @@ def embed_in_context(embedder: Embedder, path: str | Path, start_s: float, end_s
     return embeddings[inside].cpu().numpy()
 
 
-def nearest_stretches(entries, embeddings, timestamps_ms, query: numpy.ndarray, hop_ms: int, k: int) -> list[Hit]:
-    """The k stretches whose mean embedding is nearest to that of `query` [t, size]; no two of one entry overlap.
+def nearest_stretches(found: Embeddings, query: numpy.ndarray, k: int) -> list[Hit]:
+    """The k stretches whose mean embedding is nearest to that of `query` [t, size]; no two of one recording overlap.
 
-    entries: (path, channel) of each array [n, size] in `embeddings`, whose centres are in `timestamps_ms`. A stretch
-    has as many timestamps as the query, or all of a shorter recording.
+    A stretch has as many timestamps as the query, or all of a shorter recording.
     """
-    standardise = Standardiser.of(numpy.concatenate(embeddings))
+    standardise = Standardiser.of(numpy.concatenate(found.embeddings))
     wanted = standardise.directions(query.mean(0))
     candidates = []  # (cosine, entry, first timestamp, last timestamp): of each entry, more than can be needed
-    for number, rows in enumerate(embeddings):
+    for number, rows in enumerate(found.embeddings):
         length = min(len(query), len(rows))
         cosines = standardise.directions(moving_mean(rows, length)) @ wanted
         candidates += [(float(cosines[at]), number, at, at + length - 1) for at in _peaks(cosines, length, k)]
     candidates.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
-    half_s = hop_ms / 2000
+    half_ms = found.settings["hop_ms"] / 2
 
     def hit(cosine: float, number: int, first: int, last: int) -> Hit:
-        times = timestamps_ms[number]
-        start_s = max(float(times[first]) / 1000 - half_s, 0.0)
-        return Hit(cosine, Point(*entries[number], start_s, float(times[last]) / 1000 + half_s))
+        times_ms = found.timestamps_ms[number]
+        start_s, end_s = max(float(times_ms[first]) - half_ms, 0.0) / 1000, (float(times_ms[last]) + half_ms) / 1000
+        return Hit(cosine, Point(found.paths[number], found.channels[number], start_s, end_s))
 
     return [hit(*candidate) for candidate in candidates[:k]]
 
