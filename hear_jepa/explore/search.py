@@ -31,7 +31,7 @@ def search(
     """The k stretches most like seconds `start_s … end_s` of the file `query`, the nearest first.
 
     index: what `hear-jepa embed` wrote with `model`. Scenes and windows give themselves, timestamps stretches as
-    long as the query; no two of one recording overlap. Raises OptionError, and AudioError for a query that cannot be read.
+    long as the query; no two of one recording overlap. Raises OptionError, AudioError for a query that cannot be read.
     """
     if k < 1:
         raise OptionError(f"k must be at least 1, not {k}")
