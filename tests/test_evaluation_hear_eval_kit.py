@@ -5,23 +5,35 @@
 * The remedies act in the processes of heareval and hear-validator, and in no other.
 * A whole event task runs (the case that today's Lightning breaks), its score is heareval's own, and neither embeddings
   nor ./logs stay. The plain `python -m heareval…` commands are what is run.
-* When heareval fails, the error carries the end of its log. (The last two where heareval is installed.)
+  (Where heareval is installed.)
+* When heareval fails, the error carries the end of its log; embeddings that are not finite are named before it trains.
+* What a killed run has started is ended with it (SIGTERM), or waited for by the next run (SIGKILL).
 """
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import soundfile
+import torch
 from evaluation_fixtures import write_event_task, write_scene_task
 
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.hear_eval_kit import SCORES_FILE, read_scores, run_heareval
+from hear_jepa.evaluation.hear_eval_kit import (
+    PYTHONPATH_DIR,
+    SCORES_FILE,
+    _check_finite,
+    _run,
+    read_scores,
+    run_heareval,
+)
 from hear_jepa.evaluation.model_spec import load_spec
 from hear_jepa.evaluation.resample import main, resampled_copy
 from hear_jepa.evaluation.tasks import read_task
@@ -73,45 +85,70 @@ def test_resampling_from_the_command_line(tmp_path, capsys):
     assert "48000" in capsys.readouterr().err
 
 
-HELD = """
-import sys
-from types import SimpleNamespace
-import torch
-from pathlib import Path
-from hear_jepa.evaluation.hear_eval_kit import _run
-if __name__ == "__main__":
-    _run(sys.argv[2:], Path(sys.argv[1]), SimpleNamespace(device=torch.device("cpu")))
+CPU = SimpleNamespace(device=torch.device("cpu"))
+SLOW = """
+import pathlib, time
+pathlib.Path("begun").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+pathlib.Path("ended").touch()
 """
 
 
+@pytest.fixture
+def in_place_of_heareval(tmp_path, monkeypatch):
+    """Modules that `_run` finds; they tell when they begin, wait for leave, and tell when they end."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "quick.py").write_text("import pathlib\npathlib.Path('after').touch()\n")
+    (tmp_path / "broken.py").write_text("print('much')\nraise AssertionError('clip at 8000 Hz')\n")
+    return tmp_path
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_a_killed_run_leaves_is_ended_or_waited_for(tmp_path, how):
-    """In place of heareval a module that tells when it begins and when it ends."""
-    (tmp_path / "held.py").write_text(HELD)
-    (tmp_path / "slow.py").write_text(
-        "import time\nopen('begun', 'w').close()\ntime.sleep(5)\nopen('ended', 'w').close()\n"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, str(tmp_path / "held.py"), str(tmp_path)]
-    killed = subprocess.Popen([*command, "slow"], env=environment)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    killed.send_signal(how)
-    killed.wait()
-    subprocess.run([*command, "this"], env=environment, check=True)  # works in the same folder
-    assert (tmp_path / "ended").exists() == (how == signal.SIGKILL)
+def test_what_a_killed_run_leaves_is_ended_or_waited_for(in_place_of_heareval, how):
+    work_dir, fork = in_place_of_heareval, multiprocessing.get_context("fork")
+    killed = fork.Process(target=_run, args=(["slow"], work_dir, CPU))
+    killed.start()
+    wait_for(work_dir / "begun")
+    os.kill(killed.pid, how)
+    killed.join()
+    second = fork.Process(target=_run, args=(["quick"], work_dir, CPU))
+    second.start()
+    if how == signal.SIGKILL:  # what it had started is still at work: the second run waits for it
+        second.join(0.5)
+        assert second.is_alive() and not (work_dir / "after").exists()
+        (work_dir / "go").touch()
+    second.join(20)
+    ended = (work_dir / "ended").exists()
+    (work_dir / "go").touch()  # lets go of what is left, if the test fails
+    assert (work_dir / "after").exists() and second.exitcode == 0
+    assert ended == (how == signal.SIGKILL)
+
+
+def wait_for(path, limit_s=60):
+    deadline = time.monotonic() + limit_s
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_failure_carries_the_end_of_the_log(in_place_of_heareval):
+    with pytest.raises(TaskError, match=r"^broken ended with 1: AssertionError: clip at 8000 Hz; .*heareval\.log"):
+        _run(["broken"], in_place_of_heareval, CPU)
+
+
+def test_embeddings_that_are_not_finite_are_named(tmp_path):
+    task = read_task(write_scene_task(tmp_path / "tones-v1", clips=1))
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "high0.flac.embedding.npy", np.array([1.0, np.nan]))
+    with pytest.raises(TaskError, match=r"^m on tones-v1: the embedding of high0\.flac holds NaN"):
+        _check_finite(tmp_path, SimpleNamespace(spec=SimpleNamespace(text="m")), task)
 
 
 def test_remedies_act_in_the_tools_alone():
-    printed = subprocess.run(
-        [sys.executable, "-m", "hear_jepa.evaluation.hear_eval_kit"], capture_output=True, text=True, check=True
-    )
-    path = [printed.stdout.strip(), os.environ.get("PYTHONPATH", "")]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
-
     def stubbed(*arguments):
         code = "import sys; print(hasattr(sys.modules.get('tensorflow'), 'Module'))"
+        environment = dict(os.environ, PYTHONPATH=str(PYTHONPATH_DIR))
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -134,13 +171,3 @@ def test_event_task_runs_and_leaves_no_litter(tmp_path):
     assert scores.test[0]["event_onset_200ms_fms"] > 0.2
     assert {path.name for path in work_dir.iterdir()} == {"heareval.log", SCORES_FILE}
     assert "predict - tones - " in (work_dir / "heareval.log").read_text()
-
-
-@needs_heareval
-def test_failure_carries_the_end_of_the_log(tmp_path):
-    task = read_task(write_scene_task(tmp_path / "tasks" / "tones-v1", clips=1))
-    model = load_spec("logmel-stats", "cpu")
-    clip = task.clips["train"][0].path
-    soundfile.write(clip, soundfile.read(clip)[0], 8000)  # damaged after it was checked
-    with pytest.raises(TaskError, match=r"heareval.embeddings.runner ended with 1: AssertionError.*heareval\.log"):
-        run_heareval(model, task, tmp_path / "work")
