@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hear_jepa import hub
 from hear_jepa.checks import check_audio
 from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import load_checkpoint
@@ -23,7 +24,8 @@ OPTIONS = tuple(inspect.signature(Embedder).parameters)[1:]
 def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
     """Load an encoder for `get_scene_embeddings` and `get_timestamp_embeddings`.
 
-    model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), or a path;
+    model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), a path, or
+        hf:owner/name[@revision][/file] of the Hugging Face Hub;
     options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, as `Embedder` describes them.
     Raises `OptionError` for an unknown name or option, `CheckpointError` for a file that cannot be served.
     """
@@ -67,6 +69,8 @@ def shipped_models() -> list[str]:
 def checkpoint_file(model_file_path: str | Path = "") -> Iterator[Path]:
     """The file that a name, a path, or nothing (the default) stands for; inside a zipped package, a copy of it."""
     name = str(model_file_path) or DEFAULT_MODEL
+    if name.startswith(hub.PREFIX):
+        name = str(hub.hub_file(name))
     path = Path(name)
     if name in shipped_models():
         with as_file(files("hear_jepa.weights") / f"{name}{SUFFIX}") as shipped:

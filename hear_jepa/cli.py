@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module, one line of help)
     "embed": ("hear_jepa.commands.embed", "embed files and folders of sound"),
     "evaluate": ("hear_jepa.commands.evaluate", "score models on HEAR-format tasks"),
     "export": ("hear_jepa.commands.export", "write the model, front end included, for another runtime"),
+    "publish": ("hear_jepa.commands.publish", "write a checkpoint as a folder for the Hugging Face Hub"),
     "show": ("hear_jepa.commands.show", "draw what the model hears in one file"),
     "search": ("hear_jepa.commands.search", "find in embedded sounds what is most like one"),
     "classify": ("hear_jepa.commands.classify", "train a classifier on labelled sounds, and label others"),
