@@ -9,12 +9,12 @@ from typing import Any, Literal
 from hear_jepa.errors import OptionError
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViTConfig
+from hear_jepa.train.choices import choose
 from hear_jepa.train.data.sampler import DataConfig
-from hear_jepa.train.jepa import TargetConfig
+from hear_jepa.train.jepa import PredictorConfig, TargetConfig
 from hear_jepa.train.losses import LossConfig
 from hear_jepa.train.masking import MaskConfig
-from hear_jepa.train.predictor import PredictorConfig
-from hear_jepa.train.schedules import warmup_constant, warmup_cosine
+from hear_jepa.train.schedules import RAMPS, SCHEDULES, interpolate, warm_up
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class EncoderConfig:
     positions: Literal["sine-cosine", "rotary-time"] = "sine-cosine"
     """sine-cosine: fixed positions of both axes (the paper); rotary-time: absolute in frequency, relative in time, so
     that an embedding does not tell where in the crop its sound lay."""
+    random_patch_bias: bool = False
+    """Draw the bias of the patch projection as torch's convolution does (the authors); otherwise it starts at zero."""
 
     def vit(self, n_mels: int) -> ViTConfig:
         """The architecture of both encoders."""
@@ -95,21 +97,29 @@ class OptimConfig:
     """Share of the steps in which the learning rate rises linearly."""
     warmup_steps: int = 0
     """The same in steps; 0: by the share."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine to the end (the paper), or constant until the decay. A run with a constant rate
-    can be resumed with other steps: the decay is what cuts a checkpoint from it."""
+    warmup_from_zero: bool = False
+    """Step k of a warm-up of W steps takes k / (W - 1) of the peak (the authors: step 0 changes nothing); otherwise
+    (k + 1) / W."""
+    schedule: str = "cosine"
+    """After the warm-up. cosine: half a cosine to the end (the paper); constant: constant until the decay. A run with a
+    constant rate can be resumed with other steps: the decay is what cuts a checkpoint from it."""
     decay_share: float = 0.1
     """Constant: share of the steps, at the end, in which the learning rate falls linearly."""
     final_lr_share: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     weight_decay: float = 0.05
-    """AdamW's decay, on matrices only: not on biases, norms and the mask token."""
+    """AdamW's decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays. matrices: not biases, norms and the mask token; all: every parameter (the authors)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     clip: float = 3.0
     """Largest norm of the gradient; 0 leaves it as it is."""
     max_bad_steps: int = 20
     """Steps in a row with a non-finite loss or gradient after which the run ends, its state saved."""
+
+    def __post_init__(self):
+        choose(SCHEDULES, self.schedule, "--optim.schedule")
 
     @property
     def peak_lr(self) -> float:
@@ -123,11 +133,11 @@ class OptimConfig:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step."""
-        final = self.peak_lr * self.final_lr_share
-        if self.schedule == "constant":
-            decay = round(self.decay_share * self.steps)
-            return warmup_constant(step, self.steps, self.warmup, decay, self.peak_lr, final)
-        return warmup_cosine(step, self.steps, self.warmup, self.peak_lr, final)
+        if step < self.warmup:
+            return warm_up(step, self.warmup, self.peak_lr, self.warmup_from_zero)
+        decay, final = round(self.decay_share * self.steps), self.peak_lr * self.final_lr_share
+        schedule = choose(SCHEDULES, self.schedule, "--optim.schedule")
+        return schedule(step - self.warmup, self.steps - self.warmup, decay, self.peak_lr, final)
 
 
 @dataclass(frozen=True)
@@ -138,10 +148,22 @@ class EmaConfig:
     """At the first step. The time constant is 1 / (1 - momentum) steps: choose it by the length of the run."""
     end: float = 0.99999
     """At the last step."""
-    shape: Literal["linear", "cosine"] = "linear"
-    """How it goes from start to end."""
+    shape: str = "linear"
+    """How it goes from start to end: linear (the paper) or cosine."""
     ramp_steps: int = 0
     """Steps in which it goes there, and stays there; 0: those of the whole run (the paper)."""
+    reaches_end: bool = True
+    """Step k of M is k / (M - 1) of the way, so that the last one has the end's value; otherwise k / M (the authors)."""
+    after_skipped_steps: bool = False
+    """Move the target encoder also in a step that a non-finite gradient skipped (the authors, in fp16)."""
+
+    def __post_init__(self):
+        choose(RAMPS, self.shape, "--ema.shape")
+
+    def momentum(self, step: int, steps: int) -> float:
+        """The momentum of a step of a run of so many steps."""
+        length = (self.ramp_steps or steps) - self.reaches_end
+        return interpolate(self.start, self.end, step / max(1, length), choose(RAMPS, self.shape, "--ema.shape"))
 
 
 @dataclass(frozen=True)
@@ -183,6 +205,21 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """What the final checkpoint serves."""
+
+    encoder: Literal["auto", "context", "target"] = "auto"
+    """auto: the one with the better probe, context where there is no probe."""
+    layers: tuple[int, ...] = ()
+    """Layers, 1 to the depth, side by side in every embedding; none: the last."""
+    pooling: Literal["mean", "mean+std"] = "mean"
+    """What a scene is of its columns: mean (the paper), or mean and standard deviation."""
+    hop_ms: int = 160
+    """Distance of the columns that a scene is made of (the paper: 160, a column); finer ones cost as many times the
+    work."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One pretraining run: it is a function of these options and the data."""
 
@@ -194,15 +231,7 @@ class TrainConfig:
     """Start from the weights of this serving checkpoint instead of at random (warm start)."""
     seed: int = 0
     """Seed of weights, crops and masks."""
-    serve: Literal["auto", "context", "target"] = "auto"
-    """Encoder of the final checkpoint; auto: the one with the better probe, context where there is no probe."""
-    serve_layers: tuple[int, ...] = ()
-    """Layers that the final checkpoint serves by default; none: the last."""
-    serve_pooling: Literal["mean", "mean+std"] = "mean"
-    """What a scene is of its columns in the final checkpoint: mean (the paper), or mean and standard deviation."""
-    serve_scene_hop_ms: Literal[10, 20, 40, 80, 160] = 160
-    """Distance of the columns whose mean is a scene in the final checkpoint (the paper: 160); finer ones cost as many
-    times the work."""
+    serve: ServeConfig = field(default_factory=ServeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     front_end: FrontEndOptions = field(default_factory=FrontEndOptions)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -221,14 +250,13 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.",
         TrainConfig(
             out=Path("runs/tiny"),
-            serve_scene_hop_ms=40,
-            serve_pooling="mean+std",
+            serve=ServeConfig(pooling="mean+std", hop_ms=40),
             front_end=FrontEndOptions(n_fft=1024),
             encoder=EncoderConfig(width=192, depth=6, heads=3, positions="rotary-time"),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
             target=TargetConfig("latent", top_layers=4, centre=True),
-            loss=LossConfig(reconstruction_weight=0.3),
+            loss=LossConfig(regularisers=(("reconstruction", 0.3),)),
             optim=OptimConfig(
                 steps=20_000, batch_size=32, base_lr=4e-3, warmup_steps=500, schedule="constant", decay_share=0.2
             ),
@@ -248,8 +276,15 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "paper": (
-        "Every setting of the paper: ViT-Base, AudioSet, 8 GPUs.",
-        TrainConfig(out=Path("runs/paper"), compute=ComputeConfig(precision="fp16")),
+        "The paper's settings, and those of the authors' code where the paper is silent: ViT-Base, AudioSet, 8 GPUs.",
+        TrainConfig(
+            out=Path("runs/paper"),
+            encoder=EncoderConfig(random_patch_bias=True),
+            target=TargetConfig(loss_on="all"),
+            optim=OptimConfig(warmup_from_zero=True, decay="all"),
+            ema=EmaConfig(reaches_end=False, after_skipped_steps=True),
+            compute=ComputeConfig(precision="fp16"),
+        ),
     ),
 }
 
@@ -269,3 +304,29 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
         elif before != after:
             lines.append(f"{prefix}{name}: {before} -> {after}")
     return lines
+
+
+def check(config: TrainConfig) -> None:
+    """Raise `OptionError` for what a run would otherwise stumble over, perhaps hours later."""
+    counts = {
+        "--optim.steps": config.optim.steps,
+        "--optim.batch-size": config.optim.batch_size,
+        "--optim.accumulation": config.optim.accumulation,
+        "--optim.max-bad-steps": config.optim.max_bad_steps,
+        "--predictor.depth": config.predictor.depth,
+        "--mask.masks-per-crop": config.mask.masks_per_crop,
+        "--monitor.log-every": config.monitor.log_every,
+        "--monitor.collapse-every": config.monitor.collapse_every,
+        "--monitor.save-every": config.monitor.save_every,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise OptionError(f"{name} is {value}: it must be at least 1")
+    wrong = [layer for layer in config.serve.layers if not 1 <= layer <= config.encoder.depth]
+    if wrong:
+        raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 1 to {config.encoder.depth}")
+    column_ms = 1000 * config.encoder.patch_frames * config.front_end.hop_length / config.front_end.sample_rate
+    if config.serve.hop_ms < 1 or column_ms % config.serve.hop_ms:
+        raise OptionError(f"--serve.hop-ms is {config.serve.hop_ms}: a column of {column_ms:g} ms is no multiple of it")
+    if config.target.frozen_from and config.serve.encoder == "target":
+        raise OptionError("--serve.encoder is target, but --target.frozen-from is another run's: serve the context")

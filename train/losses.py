@@ -1,27 +1,46 @@
-"""Losses and what is done to their inputs: pure functions of [N, K, D] embeddings, computed in float32."""
+"""What the prediction is held to: distances, and further terms of the loss, all computed in float32.
 
+`LOSSES` holds distances by name: functions (prediction, target), both [N, K, D] -> a scalar. `REGULARISERS` holds
+terms that are added with a weight: functions of a `Pass` -> a scalar. A new one is one function in its table.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hear_jepa.train.choices import choose
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """What the prediction is held to."""
 
-    kind: Literal["smooth-l1", "mse", "cosine"] = "smooth-l1"
-    """Distance between prediction and target (the paper: smooth L1 with beta 1)."""
+    kind: str = "smooth-l1"
+    """Distance between prediction and target: smooth-l1 with beta 1 (the paper), mse or cosine."""
     normalise_target: bool = True
     """Standardise every target over its width (the paper: yes)."""
-    reconstruction_weight: float = 0.0
-    """Weight of the reconstruction of the log-mel of every patch, context and targets, from the predictor (0: off)."""
-    variance_weight: float = 0.0
-    """Weight of VICReg's variance term on the context embeddings (0: off)."""
-    covariance_weight: float = 0.0
-    """Weight of VICReg's covariance term on the context embeddings (0: off)."""
+    regularisers: tuple[tuple[str, float], ...] = ()
+    """Further terms and their weights, such as "reconstruction 0.3". reconstruction: of the log-mel of all patches from
+    the predictor; clip: of the mean target of the crop; variance, covariance: VICReg's, of the context embeddings."""
+
+    def __post_init__(self):
+        choose(LOSSES, self.kind, "--loss.kind")
+        for name, _ in self.regularisers:
+            choose(REGULARISERS, name, "--loss.regularisers")
+
+
+class Pass(NamedTuple):
+    """What one forward pass gives the further terms; tokens of M·N masked crops, those of the context first."""
+
+    patches: Tensor  # [M·N, Kc + Kt, patch], log-mel
+    context: Tensor  # [M·N, Kc, D], embeddings of the context encoder
+    heads: dict[str, Tensor]  # what the predictor's further heads give for every token [M·N, Kc + Kt, …]
+    clip_target: Tensor  # [M·N, D], mean of what the target encoder gave for the crop
+    distance: Callable[[Tensor, Tensor], Tensor]  # the configured one of LOSSES
 
 
 def normalise(target: Tensor) -> Tensor:
@@ -30,24 +49,52 @@ def normalise(target: Tensor) -> Tensor:
     return (target - target.mean(dim=-1, keepdim=True)) / (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-def prediction_loss(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean distance of [N, K, D] predictions to targets of the same shape."""
-    prediction, target = prediction.float(), target.float()
-    if kind == "smooth-l1":
-        return F.smooth_l1_loss(prediction, target, beta=1.0)
-    if kind == "mse":
-        return F.mse_loss(prediction, target)
-    return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+# -------------------------------------------------------------------- distances
 
 
-def variance_covariance(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """VICReg (Bardes et al. 2022, eq. 1-4): hinge on each dimension's deviation, and mean squared covariance off it.
+def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Half the square where the two differ by less than 1, else the absolute difference less a half."""
+    return F.smooth_l1_loss(prediction.float(), target.float(), beta=1.0)
 
-    embeddings [N, K, D]: every token is a sample.
-    """
-    z = embeddings.float().flatten(0, 1)
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference."""
+    return F.mse_loss(prediction.float(), target.float())
+
+
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine of the angle between the two."""
+    return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
+
+
+LOSSES = {"smooth-l1": smooth_l1, "mse": mse, "cosine": cosine}
+
+# -------------------------------------------------------------------- further terms
+
+
+def reconstruction(step: Pass) -> Tensor:
+    """Squared error of the log-mel of every patch, context and targets, as the predictor's head of that name gives it."""
+    return F.mse_loss(step.heads["reconstruction"].float(), step.patches.float())
+
+
+def clip(step: Pass) -> Tensor:
+    """Distance of the mean of the head's outputs from the standardised mean of the crop's targets."""
+    return step.distance(step.heads["clip"].mean(dim=1), normalise(step.clip_target))
+
+
+def variance(step: Pass) -> Tensor:
+    """VICReg's hinge on the standard deviation of each dimension (Bardes et al. 2022, eq. 1); tokens are samples."""
+    z = step.context.float().flatten(0, 1)
+    return F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+
+
+def covariance(step: Pass) -> Tensor:
+    """VICReg's mean squared covariance of different dimensions (Bardes et al. 2022, eq. 3-4); tokens are samples."""
+    z = step.context.float().flatten(0, 1)
     z = z - z.mean(dim=0)
-    variance = F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
-    covariance = z.T @ z / (len(z) - 1)
-    off_diagonal = covariance - torch.diag(covariance.diagonal())
-    return variance, off_diagonal.square().sum() / z.shape[1]
+    products = z.T @ z / (len(z) - 1)
+    off_diagonal = products - torch.diag(products.diagonal())
+    return off_diagonal.square().sum() / z.shape[1]
+
+
+REGULARISERS = {"reconstruction": reconstruction, "clip": clip, "variance": variance, "covariance": covariance}

@@ -10,9 +10,11 @@ from hear_jepa.train.config import ComputeConfig, OptimConfig
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms and single tokens do not."""
-    named = list(named)
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict]:
+    """Matrices decay; biases, norms and single tokens only where the config says so."""
+    named, weight_decay = list(named), config.weight_decay
+    if config.decay == "all":
+        return [{"params": [p for _, p in named], "weight_decay": weight_decay}]
     return [
         {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
@@ -29,7 +31,7 @@ class Optimiser:
         compute: ComputeConfig,
         device: torch.device,
     ):
-        groups = parameter_groups(named, config.weight_decay)
+        groups = parameter_groups(named, config)
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = torch.optim.AdamW(
             groups,

@@ -1,28 +1,34 @@
-"""Learning rate and EMA momentum as pure functions of the step."""
+"""Learning rate and EMA momentum as pure functions of the step; `SCHEDULES` and `RAMPS` hold their shapes by name."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 
-def warmup_cosine(step: int, total: int, warmup: int, peak: float, final: float = 0.0) -> float:
-    """Linear from 0 to `peak` over `warmup` steps (step 0 takes peak / warmup), then half a cosine to `final`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+def warm_up(step: int, steps: int, peak: float, from_zero: bool = False) -> float:
+    """Linear over `steps` steps: step k takes peak · (k + 1) / steps; from zero, peak · k / (steps - 1)."""
+    return peak * step / max(1, steps - 1) if from_zero else peak * (step + 1) / steps
+
+
+def cosine(step: int, steps: int, decay: int, peak: float, final: float) -> float:
+    """Half a cosine from `peak` at step 0 to `final` at step `steps`."""
+    progress = min(1.0, step / max(1, steps))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_constant(step: int, total: int, warmup: int, decay: int, peak: float, final: float = 0.0) -> float:
-    """Linear from 0 to `peak` over `warmup` steps, constant, then linear to `final` over the last `decay` steps."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    left = total - 1 - step  # 0 at the last step
+def constant(step: int, steps: int, decay: int, peak: float, final: float) -> float:
+    """`peak`, then linear to `final` over the last `decay` steps."""
+    left = steps - 1 - step  # 0 at the last step
     return peak if left >= decay else final + (peak - final) * (left + 1) / (decay + 1)
 
 
-def interpolate(step: int, total: int, start: float, end: float, shape: Literal["linear", "cosine"]) -> float:
-    """From `start` at step 0 to `end` at the last step, in a straight line or along half a cosine."""
-    progress = min(1.0, step / max(1, total - 1))
-    if shape == "cosine":
-        progress = 0.5 * (1 - math.cos(math.pi * progress))
-    return start + (end - start) * progress
+SCHEDULES = {"cosine": cosine, "constant": constant}  # of the learning rate after its warm-up, steps counted from there
+
+RAMPS = {  # from 0 to 1
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
+}
+
+
+def interpolate(start: float, end: float, progress: float, ramp: Callable[[float], float]) -> float:
+    """From `start` at progress 0 to `end` at progress 1, where it stays."""
+    return start + (end - start) * ramp(min(1.0, progress))
