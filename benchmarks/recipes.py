@@ -29,7 +29,8 @@ from hear_jepa.evaluation.scoring import fitter, score_fold, subsample
 from hear_jepa.evaluation.tasks import Task, read_task
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import TrainConfig
-from hear_jepa.train.loop import ENCODER_FILE, train
+from hear_jepa.train.finish import ENCODER_FILE
+from hear_jepa.train.loop import train
 
 DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
 INPUT = "--target.domain input --target.top-layers 1 --target.no-centre"
@@ -63,7 +64,7 @@ def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
         "monitor.probe-every": 0,
         "compute.cpu-ranks": 1,
         "compute.threads": 1,
-        "serve-scene-hop-ms": 160,  # a quarter of the work, and the paper's scenes
+        "serve.hop-ms": 160,  # a quarter of the work, and the paper's scenes
     }
     arguments = [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
     return parse(["tiny", *DATA.split(), *options.split(), *arguments])

@@ -1,4 +1,4 @@
-"""Claims about the monitor: RankMe counts directions; content statistics do not mistake positions for content; a
+"""Claims about what is watched: RankMe counts directions; content statistics do not mistake positions for content; a
 constant encoder, one that repeats positions and one of few directions are called collapsed, a healthy one is not; the
 probe gives linear and nearest-neighbour scores of real tasks, in per cent."""
 
@@ -10,7 +10,8 @@ import torch
 from hear_jepa.model.checkpoint import ServedConfig
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViT, ViTConfig
-from hear_jepa.train.collapse import collapse_statistics, is_collapsed, probe, rank_me, snapshot
+from hear_jepa.train.collapse import collapse_statistics, is_collapsed, rank_me
+from hear_jepa.train.online_probe import probe, snapshot
 
 CONFIG = ViTConfig(width=64, depth=2, heads=2, n_time_patches=4)
 
@@ -29,6 +30,7 @@ def test_a_healthy_encoder_is_not_collapsed():
     torch.manual_seed(0)
     statistics = collapse_statistics(ViT(CONFIG), log_mel())
     assert statistics["content_std"] > 0.3
+    assert 0 < statistics["position_share"] < 0.9
     assert statistics["rank_me"] > 0.5 * CONFIG.width
     assert not is_collapsed(statistics, CONFIG.width)
 
@@ -39,6 +41,7 @@ def test_an_encoder_that_repeats_the_position_is_collapsed():
     statistics = collapse_statistics(encoder, log_mel())
     assert statistics["std"] > 0.1  # the plain deviation does not notice
     assert statistics["content_std"] < 1e-3
+    assert statistics["position_share"] > 0.999
     assert is_collapsed(statistics, CONFIG.width)
 
 

@@ -1,7 +1,10 @@
-"""Claims about the options: the preset `paper` is the paper's setting, number by number; the command line overrides a
+"""Claims about the options: the preset `paper` is the paper's setting, number by number, and has what the authors' code
+does; what a run would stumble over is refused at its start; the command line overrides a
 preset and nothing else; options that differ from a saved run are named; every option is documented."""
 
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 
 import docstring_parser
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from hear_jepa.errors import OptionError
 from hear_jepa.model.vit import ViT
 from hear_jepa.train.__main__ import parse
-from hear_jepa.train.config import PRESETS, EncoderConfig, TrainConfig, differences, to_json
+from hear_jepa.train.config import PRESETS, ServeConfig, TrainConfig, check, differences, to_json
 
 
 def test_the_preset_paper_is_the_papers_setting():
@@ -29,27 +32,54 @@ def test_the_preset_paper_is_the_papers_setting():
     assert (paper.ema.start, paper.ema.end, paper.ema.shape) == (0.99995, 0.99999, "linear")
 
 
+def test_the_preset_paper_has_what_the_authors_code_does():
+    def choices(config):
+        optim, ema = config.optim, config.ema
+        return (
+            *(optim.decay, optim.warmup_from_zero, config.target.loss_on),
+            *(config.encoder.random_patch_bias, ema.reaches_end, ema.after_skipped_steps),
+        )
+
+    assert choices(PRESETS["paper"][1]) == ("all", True, "all", True, False, True)
+    assert choices(PRESETS["tiny"][1]) == ("matrices", False, "hidden", False, True, False)
+
+
 def test_the_size_of_vit_base():
     parameters = sum(p.numel() for p in ViT(PRESETS["paper"][1].encoder.vit(80)).parameters())
     assert parameters == 256 * 768 + 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
 
 
 def test_the_command_line_overrides_a_preset():
-    options = "--optim.steps 7 --mask.strategy time --target.no-centre --encoder.frames 320"
+    options = (
+        "--optim.steps 7 --mask.strategy time --target.no-centre --encoder.frames 320 --loss.regularisers clip 0.1"
+    )
     config = parse(["tiny", *options.split()])
     tiny = to_json(PRESETS["tiny"][1])
     assert sorted(differences(tiny, to_json(config))) == [
         "encoder.frames: 208 -> 320",
+        "loss.regularisers: [['reconstruction', 0.3]] -> [['clip', 0.1]]",
         "mask.strategy: unstructured -> time",
         "optim.steps: 20000 -> 7",
         "target.centre: True -> False",
     ]
 
 
-@pytest.mark.parametrize("frames", [0, 8, 200])
-def test_frames_are_whole_patches(frames):
-    with pytest.raises(OptionError, match=f"{frames}.*multiple of the patch"):
-        EncoderConfig(frames=frames).vit(80)
+def test_what_a_run_would_stumble_over_is_refused_at_its_start():
+    tiny = PRESETS["tiny"][1]
+    wrong = {
+        "--monitor.save-every is 0": {"monitor": replace(tiny.monitor, save_every=0)},
+        "--predictor.depth is 0": {"predictor": replace(tiny.predictor, depth=0)},
+        "--serve.layers has 7.*1 to 6": {"serve": ServeConfig(layers=(1, 7))},
+        "--serve.hop-ms must be one of 10, 20, 40, 80, 160, not 30": {"serve": ServeConfig(hop_ms=30)},
+        "frames is 200.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=200)},
+        "frames is 0.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=0)},
+        "n-mels is 100.*multiple of the patch": {"front_end": replace(tiny.front_end, n_mels=100)},
+        "serve the context": {"serve": ServeConfig("target"), "target": replace(tiny.target, frozen_from=Path("x"))},
+    }
+    check(tiny)
+    for message, options in wrong.items():
+        with pytest.raises(OptionError, match=message):
+            check(replace(tiny, **options))
 
 
 def test_every_option_is_documented():

@@ -2,11 +2,12 @@
 
 * unstructured masks have exactly round(share · patches) context patches, and every other patch is a target, or, where
   a target share is given, exactly round(share · patches) of them;
-* context and targets of any strategy are disjoint, unique, sorted, inside the grid, and of one length for the batch;
+* context and targets of any strategy are disjoint, unique, sorted, inside the grid, of one length, [M, N, K] for M
+  masks of N crops, and what `of_crops` picks are the crops asked for;
 * over many draws every patch is context and every patch is target, the last row and column included;
-* the same generator gives the same masks, another seed gives others;
-* time masks are whole columns; multi-block shapes keep to their scale and aspect;
-* bounds that leave nothing are refused with a message.
+* the same generator gives the same masks, another seed gives others, and no two masks of a batch are alike;
+* time masks are whole columns; multi-block targets keep to their scale and aspect;
+* bounds that leave nothing, and unknown strategies, are refused with a message.
 """
 
 import itertools
@@ -14,102 +15,101 @@ import itertools
 import pytest
 import torch
 
-from hear_jepa.train.masking import MaskConfig, block_shapes, blocks, draw_masks, unstructured
+from hear_jepa.errors import OptionError
+from hear_jepa.train.masking import STRATEGIES, Mask, MaskConfig, block_shapes, draw_masks, one_length, place
 
-GRIDS = [(5, 13), (5, 20), (5, 40)]
-STRATEGIES = ["unstructured", "multi-block", "time"]
-CASES = list(itertools.product(STRATEGIES, GRIDS))
-
-
-def draw(strategy, grid, n_masks=64, seed=0):
-    return draw_masks(MaskConfig(strategy=strategy), n_masks, *grid, torch.Generator().manual_seed(seed))
+GRIDS = [(5, 13), (1, 40)]
+CASES = [(strategy, grid) for strategy, grid in itertools.product(STRATEGIES, GRIDS)]
+ROWS = {"multi-block": {(1, 40): {"target_aspect": (0.0, 9.0)}}}  # a grid of one row has only flat blocks
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
-def test_unstructured_counts_are_exact(grid, share):
-    n_patches = grid[0] * grid[1]
-    mask = unstructured(8, *grid, share, torch.Generator().manual_seed(0))
-    assert mask.context.shape == (8, round(share * n_patches))
-    for context, target in zip(*mask, strict=True):
-        assert sorted([*context.tolist(), *target.tolist()]) == list(range(n_patches))
+def draw(strategy, grid, n_crops=64, seed=0, **options):
+    options |= ROWS.get(strategy, {}).get(grid, {})
+    return draw_masks(MaskConfig(strategy, **options), n_crops, *grid, torch.Generator().manual_seed(seed))
+
+
+def test_unstructured_counts_are_exact():
+    for (rows, columns), share in itertools.product(GRIDS, (0.2, 0.4, 0.6)):
+        mask = draw("unstructured", (rows, columns), context_share=share)
+        assert mask.context.shape == (1, 64, round(share * rows * columns))
+        for context, target in zip(mask.context[0], mask.target[0], strict=True):
+            assert sorted([*context.tolist(), *target.tolist()]) == list(range(rows * columns))
+    assert draw("unstructured", (5, 13)).context.shape[2] == 26  # the paper's
 
 
 def test_a_target_share_hides_the_rest_from_both():
-    mask = unstructured(256, 5, 13, 0.3, torch.Generator().manual_seed(0), target_share=0.34)
-    assert (mask.context.shape[1], mask.target.shape[1]) == (20, 22)
+    mask = draw("unstructured", (5, 13), 256, context_share=0.3, target_share=0.34)
+    assert (mask.context.shape[2], mask.target.shape[2]) == (20, 22)
     assert set(mask.target.flatten().tolist()) == set(range(65))
-    for context, target in zip(*mask, strict=True):
+    for context, target in zip(mask.context[0], mask.target[0], strict=True):
         assert len({*context.tolist(), *target.tolist()}) == 42
 
 
-def test_the_papers_grid_has_26_context_and_39_target_patches():
-    mask = draw("unstructured", (5, 13))
-    assert (mask.context.shape[1], mask.target.shape[1]) == (26, 39)
-
-
 @pytest.mark.parametrize(("strategy", "grid"), CASES)
-def test_disjoint_unique_sorted_and_within_the_grid(strategy, grid):
-    mask = draw(strategy, grid)
-    assert len(mask.context) == len(mask.target) == 64
-    for context, target in zip(*mask, strict=True):
-        everything = torch.cat([context, target])
-        assert len(everything.unique()) == len(everything)
-        assert everything.min() >= 0 and everything.max() < grid[0] * grid[1]
-        assert context.equal(context.sort().values) and target.equal(target.sort().values)
-
-
-@pytest.mark.parametrize(("strategy", "grid"), CASES)
-def test_every_patch_is_reached_as_context_and_as_target(strategy, grid):
+def test_disjoint_unique_sorted_within_the_grid_and_all_reached(strategy, grid):
     everything = set(range(grid[0] * grid[1]))
-    context, target = set(), set()
-    for seed in range(20):
-        mask = draw(strategy, grid, 256, seed)
-        context |= set(mask.context.flatten().tolist())
-        target |= set(mask.target.flatten().tolist())
-    assert context == everything
-    assert target == everything
+    reached = Mask(set(), set())
+    for seed in range(10):
+        mask = draw(strategy, grid, 128, seed, masks_per_crop=2)
+        assert mask.context.shape[:2] == mask.target.shape[:2] == (2, 128)
+        for context, target in zip(mask.context.flatten(0, 1), mask.target.flatten(0, 1), strict=True):
+            both = torch.cat([context, target])
+            assert len(both.unique()) == len(both) and set(both.tolist()) <= everything
+            assert context.equal(context.sort().values) and target.equal(target.sort().values)
+        reached.context.update(mask.context.flatten().tolist())
+        reached.target.update(mask.target.flatten().tolist())
+    assert reached.context == reached.target == everything
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_seed_decides(strategy):
-    first, again, other = (draw(strategy, (5, 13), seed=seed) for seed in (3, 3, 4))
+    first, again, other = (draw(strategy, (5, 13), 8, seed, masks_per_crop=2) for seed in (3, 3, 4))
     assert first.context.equal(again.context) and first.target.equal(again.target)
     assert first.target.shape != other.target.shape or not first.target.equal(other.target)
+    flat = first.target.flatten(0, 1)
+    assert len(flat.unique(dim=0)) >= len(flat) / 2  # spans of time have few places to be
+    some = first.of_crops(slice(1, None, 3))
+    assert some.context.equal(first.context[:, [1, 4, 7]]) and some.target.equal(first.target[:, [1, 4, 7]])
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_time_masks_are_whole_columns(grid):
-    n_freq, _ = grid
     for part in draw("time", grid):
-        columns = part.unflatten(1, (-1, n_freq))  # time-major: a column's patches are neighbours
-        assert (columns % n_freq == torch.arange(n_freq)).all()
-        assert (columns // n_freq == columns[..., :1] // n_freq).all()
+        columns = part.unflatten(2, (-1, grid[0]))  # time-major: a column's patches are neighbours
+        assert (columns % grid[0] == torch.arange(grid[0])).all()
+        assert (columns // grid[0] == columns[..., :1] // grid[0]).all()
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_one_target_block_is_a_rectangle_of_the_promised_scale_and_aspect(grid):
-    n_freq, n_time = grid
-    shapes = block_shapes(n_freq, n_time, (0.15, 0.2), (0.75, 1.5))
-    for shape in shapes:  # one shape at a time: nothing is cut, so the block can be looked at
-        mask = blocks(64, n_freq, n_time, [shape], 1, [grid], False, torch.Generator().manual_seed(0))
-        for target in mask.target:
-            time, freq = target // n_freq, target % n_freq
-            height = int(freq.max() - freq.min()) + 1
-            width = int(time.max() - time.min()) + 1
-            assert height * width == len(target)  # a full rectangle
-            assert 0.15 <= height * width / (n_freq * n_time) <= 0.2
-            assert 0.75 <= height / width <= 1.5
+def test_target_blocks_are_rectangles_of_the_promised_scale_and_aspect():
+    rows, columns = 5, 20
+    shapes = block_shapes(rows, columns, (0.15, 0.2), (0.75, 1.5))
+    assert shapes == [(4, 4), (4, 5), (5, 4)]
+    for height, width in shapes:
+        chosen = place([(height, width)], (200, 1), rows, columns, torch.Generator().manual_seed(0))
+        chosen = chosen.unflatten(1, (columns, rows))
+        assert (chosen.any(dim=1).sum(dim=1) == height).all() and (chosen.any(dim=2).sum(dim=1) == width).all()
+        assert (chosen.flatten(1).sum(dim=1) == height * width).all()
+    mask = draw("multi-block", (rows, columns), 1, target_blocks=1, context_scale=(1.0, 1.0))
+    assert mask.target.shape[2] in (16, 20) and mask.context.shape[2] == 100 - mask.target.shape[2]
 
 
-def test_impossible_bounds_are_refused():
-    generator = torch.Generator()
-    with pytest.raises(ValueError, match="no block"):
-        block_shapes(5, 13, (0.15, 0.16), (0.9, 1.1))
-    with pytest.raises(ValueError, match="no context or no target"):
-        unstructured(2, 5, 13, 1.0, generator)
+def test_what_is_cut_to_one_length_is_the_surplus():
+    chosen = torch.tensor([[True, True, False, True], [True, False, False, True]])
+    noise = torch.tensor([[0.9, 0.1, 0.0, 0.2], [0.9, 0.0, 0.0, 0.1]])
+    assert one_length(chosen, noise).tolist() == [[1, 3], [0, 3]]
+
+
+def test_impossible_bounds_and_unknown_names_are_refused():
+    with pytest.raises(OptionError, match="no block"):
+        draw("multi-block", (5, 13), target_scale=(0.15, 0.16), target_aspect=(0.9, 1.1))
+    with pytest.raises(OptionError, match="no span"):
+        draw("time", (5, 4), target_scale=(0.1, 0.2))
+    with pytest.raises(OptionError, match="no context or no target"):
+        draw("unstructured", (5, 13), context_share=1.0)
     for share in (0.61, 0.001, -0.2):
-        with pytest.raises(ValueError, match="target share"):
-            unstructured(2, 5, 13, 0.4, generator, share)
-    with pytest.raises(ValueError, match="no patch of a kind"):
-        blocks(2, 5, 13, [(5, 13)], 1, [(5, 13)], False, generator)
+        with pytest.raises(OptionError, match="target share"):
+            draw("unstructured", (5, 13), target_share=share)
+    with pytest.raises(OptionError, match="no patch of a kind"):
+        draw("multi-block", (5, 13), target_scale=(1.0, 1.0), target_aspect=(0.0, 9.0))
+    with pytest.raises(OptionError, match="'multiblock'.*unstructured, multi-block, time"):
+        MaskConfig("multiblock")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hear_jepa.errors import OptionError
+from hear_jepa.model.checkpoint import grid_of
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViTConfig
 from hear_jepa.train.choices import choose
@@ -153,7 +154,7 @@ class EmaConfig:
     ramp_steps: int = 0
     """Steps in which it goes there, and stays there; 0: those of the whole run (the paper)."""
     reaches_end: bool = True
-    """Step k of M is k / (M - 1) of the way, so that the last one has the end's value; otherwise k / M (the authors)."""
+    """Step k of M is k / (M - 1) of the way, so that the last has the end's value; otherwise k / M (the authors)."""
     after_skipped_steps: bool = False
     """Move the target encoder also in a step that a non-finite gradient skipped (the authors, in fp16)."""
 
@@ -325,8 +326,7 @@ def check(config: TrainConfig) -> None:
     wrong = [layer for layer in config.serve.layers if not 1 <= layer <= config.encoder.depth]
     if wrong:
         raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 1 to {config.encoder.depth}")
-    column_ms = 1000 * config.encoder.patch_frames * config.front_end.hop_length / config.front_end.sample_rate
-    if config.serve.hop_ms < 1 or column_ms % config.serve.hop_ms:
-        raise OptionError(f"--serve.hop-ms is {config.serve.hop_ms}: a column of {column_ms:g} ms is no multiple of it")
+    front_end = config.front_end.front_end(mean=0.0, std=1.0)
+    grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
     if config.target.frozen_from and config.serve.encoder == "target":
         raise OptionError("--serve.encoder is target, but --target.frozen-from is another run's: serve the context")

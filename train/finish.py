@@ -2,6 +2,8 @@
 
 import logging
 import math
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +18,6 @@ from hear_jepa.train.plots import draw_masks_picture, draw_report
 from hear_jepa.train.run_state import BEST, read_state
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hear_jepa.train.loop import Run
     from hear_jepa.train.metrics_log import MetricsLog
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 ENCODER_FILE = "encoder.safetensors"
 
 
-def finish(run: "Run", metrics: "MetricsLog") -> "Path":
+def finish(run: "Run", metrics: "MetricsLog") -> Path:
     """Last probe, serving checkpoint, pictures."""
     scores = run.probe(run.jepa, run.step, metrics, run.state)
     step, scores = choose_state(run, scores)
@@ -73,6 +73,8 @@ def provenance(run: "Run", step: int, scores: Scores) -> dict:
 
 def draw_example_masks(run: "Run") -> None:
     """masks.png: masks of the first seed on crops of the corpus."""
-    log_mel = run.log_mel.valid(next(run.crops())[:4].to(run.ranks.device)).cpu()
-    mask = draw_masks(run.config.mask, len(log_mel), *run.grid, Generator().manual_seed(run.config.seed))
-    draw_masks_picture(run.config.out, log_mel, mask, run.vit_config, run.front_end, run.config.mask.strategy)
+    with closing(run.crops()) as crops:
+        log_mel = run.log_mel.valid(next(crops)[:4].to(run.ranks.device)).cpu()
+    generator = Generator().manual_seed(run.config.seed)
+    mask = draw_masks(run.config.mask, len(log_mel), run.grid.rows, run.grid.columns, generator)
+    draw_masks_picture(run.config.out, log_mel, mask, run.grid, run.config.mask.strategy)

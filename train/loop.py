@@ -2,7 +2,7 @@
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hear_jepa.disk import remove_abandoned
 from hear_jepa.errors import HearJepaError, OptionError
-from hear_jepa.model.checkpoint import Checkpoint, load_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, grid_of, load_checkpoint
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.train.collapse import cosine, watch_collapse
 from hear_jepa.train.config import TrainConfig, check
+from hear_jepa.train.data.normalisation import normalised
 from hear_jepa.train.data.sampler import CropStream, crop_stream
 from hear_jepa.train.finish import finish
 from hear_jepa.train.jepa import JEPA, Prediction
@@ -27,7 +29,6 @@ from hear_jepa.train.run_state import LATEST, RunState, StopRequest, load_state,
 
 log = logging.getLogger(__name__)
 
-NORMALISATION_CROPS = 512  # over which mean and deviation of the log-mel are measured
 COLLAPSE_CROPS = 128  # crops of a batch that the collapse statistics look at
 
 
@@ -46,10 +47,12 @@ class Run:
         self._check_batch_size()
         initial, frozen = self._other_runs()
         known = initial or frozen  # weights fit the statistics that they were trained with
-        statistics = (known.front_end.mean, known.front_end.std) if known else self._normalisation()
-        self.front_end = config.front_end.front_end(*statistics)
+        plain = config.front_end.front_end(0.0, 1.0)
+        self.front_end = (
+            known.front_end if known else normalised(plain, config.data, config.encoder.frames, config.seed)
+        )
         self.vit_config = config.encoder.vit(self.front_end.n_mels)
-        self.grid = self.vit_config.n_freq_patches, self.vit_config.n_time_patches
+        self.grid = grid_of(self.front_end, self.vit_config)
         self.log_mel = LogMel(self.front_end).to(self.ranks.device)
         torch.manual_seed(config.seed)
         bias = config.encoder.random_patch_bias
@@ -78,12 +81,17 @@ class Run:
         """Run to the end, or to a signal. Returns the serving checkpoint, or the saved state where it was stopped."""
         optim = self.config.optim
         if self.ranks.is_main:
+            remove_abandoned(self.config.out)
             write_config(self.config)
-        crops, bad_steps = self.crops(), 0
-        with open_log(self.config.out, self.step, optim.steps, self.ranks.is_main) as metrics, stop_on_signals() as stop:
+        bad_steps = 0
+        log_file = open_log(self.config.out, self.step, optim.steps, self.ranks.is_main)
+        with closing(self.crops()) as crops, log_file as metrics, stop_on_signals() as stop:
+            crops.stop_on(lambda: bool(stop))
             while self.step < optim.steps:
                 waiting = time.monotonic()
-                audio = next(crops)
+                audio = next(crops, None)
+                if audio is None:  # asked to stop while it waited for crops
+                    return self.save(must=True)
                 waited = time.monotonic() - waiting
                 values, finite, log_mel = self.take_step(audio)
                 bad_steps = 0 if finite else bad_steps + 1
@@ -142,7 +150,7 @@ class Run:
         """This rank's masks [M, B, K]: a function of seed and step, drawn for all ranks at once and shared out."""
         generator = Generator().manual_seed(mixed_seed(self.config.seed, self.step))
         batch = n_crops * self.ranks.world_size
-        mask = draw_masks(self.config.mask, batch, *self.grid, generator)
+        mask = draw_masks(self.config.mask, batch, self.grid.rows, self.grid.columns, generator)
         return mask.of_crops(self.ranks.rows(batch)).to(self.ranks.device)
 
     def crops(self) -> CropStream:
@@ -151,6 +159,7 @@ class Run:
             self.config.data,
             batch_size=self.config.optim.batch_size // self.ranks.world_size,
             n_samples=self.front_end.n_samples(self.config.encoder.frames),
+            sample_rate=self.front_end.sample_rate,
             seed=self.config.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
@@ -214,18 +223,6 @@ class Run:
                     f"{path} has {name} {getattr(checkpoint.encoder, name)}, this run {getattr(encoder, name)}: "
                     "set --encoder.frames and --encoder.patch-* as there"
                 )
-
-    def _normalisation(self) -> tuple[float, float]:
-        """Mean and standard deviation of the log-mel over the first crops of a stream of one rank."""
-        log_mel = LogMel(self.config.front_end.front_end(mean=0.0, std=1.0))
-        crops = crop_stream(
-            self.config.data,
-            batch_size=NORMALISATION_CROPS,
-            n_samples=log_mel.config.n_samples(self.config.encoder.frames),
-            seed=self.config.seed,
-        )
-        values = torch.cat([log_mel.valid(part) for part in next(crops).split(32)]).double()
-        return float(values.mean()), float(values.std())
 
     def _wrap(self, jepa: JEPA):
         model = torch.compile(jepa) if self.config.compute.compile else jepa

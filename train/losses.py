@@ -73,7 +73,7 @@ LOSSES = {"smooth-l1": smooth_l1, "mse": mse, "cosine": cosine}
 
 
 def reconstruction(step: Pass) -> Tensor:
-    """Squared error of the log-mel of every patch, context and targets, as the predictor's head of that name gives it."""
+    """Squared error of the log-mel of every patch, context and targets, by the predictor's head of that name."""
     return F.mse_loss(step.heads["reconstruction"].float(), step.patches.float())
 
 

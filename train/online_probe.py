@@ -70,11 +70,11 @@ def check_probe_tasks(tasks: Sequence[Path]) -> None:
     """Raise `TaskError` for a folder that is not a task which the probes can score."""
     if not tasks:
         return
-    from hear_jepa.evaluation.scoring import check_scores  # evaluation libraries only when probing
+    from hear_jepa.evaluation.scoring import check_protocol  # evaluation libraries only when probing
     from hear_jepa.evaluation.tasks import read_task
 
     for folder in tasks:
-        check_scores(read_task(folder))
+        check_protocol(read_task(folder), "linear")
 
 
 def probe(checkpoint: Checkpoint, tasks: Sequence[Path], max_clips: int, device: torch.device) -> dict[str, float]:

@@ -1,7 +1,11 @@
 """A run's state on disk, written whole or not at all, and the signals that ask a run to stop."""
 
+import json
 import logging
+import os
 import signal
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +22,7 @@ from hear_jepa.train.optimisation import Optimiser
 log = logging.getLogger(__name__)
 
 LATEST = "latest.pt"
+PREVIOUS = "previous.pt"  # the state before it, should it be damaged
 BEST = "best.pt"
 FREE_TO_CHANGE = (  # how and where a run goes on, and what a run in trouble needs changed
     "resume",
@@ -63,49 +68,99 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def save_state(path: Path, config: TrainConfig, step: int, jepa: JEPA, optimiser: Optimiser, extra: dict) -> bool:
-    """Write everything that resuming needs. A failure (disk full) is logged and leaves the last good file.
+class RunState:
+    """The objects whose state a run is, and how they are saved.
 
     Crops, masks and schedules are functions of the seed and the step, so the step is their state.
     """
-    state = {
-        "step": step,
-        "config": to_json(config),
-        "jepa": jepa.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "rng": torch.get_rng_state(),
-        "extra": extra,
-    }
+
+    def __init__(self, config: TrainConfig, jepa: JEPA, optimiser: Optimiser):
+        self.config, self.jepa, self.optimiser = config, jepa, optimiser
+        self.hours_before, self._started = 0.0, time.monotonic()
+
+    def hours(self) -> float:
+        """Hours that the run has taken so far, those before a resume included."""
+        return self.hours_before + (time.monotonic() - self._started) / 3600
+
+    def save(self, step: int, probe: dict, must: bool = False, name: str = LATEST) -> None:
+        """Write everything that resuming needs; the latest state before becomes the previous one.
+
+        A failure (disk full) is logged and leaves the last good file; raises CheckpointError where the state `must` be
+        written.
+        """
+        state = {
+            "step": step,
+            "config": to_json(self.config),
+            "jepa": self.jepa.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "rng": torch.get_rng_state(),
+            "extra": {"probe": probe, "hours": self.hours()},
+        }
+        path = self.config.out / name
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(state, temporary)
+                if name == LATEST and path.exists():
+                    os.replace(path, path.with_name(PREVIOUS))
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
+            log.error("%s was not written (%s); the one before stays. Free some space: the run goes on.", path, error)
+            if must:
+                raise CheckpointError(f"the run ends without its last state: {path} could not be written") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a saved state. Raises CheckpointError where it is damaged: by the checksums of its parts, not only by what
+    torch happens to notice."""
     try:
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
-        log.error("%s was not written (%s); the one before stays. Free some space: the run goes on.", path, error)
-        return False
-    return True
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
-def _free(config: TrainConfig) -> tuple[str, ...]:
-    """A constant learning rate does not depend on when the run will end."""
-    return (*FREE_TO_CHANGE, "optim.steps") if config.optim.schedule == "constant" else FREE_TO_CHANGE
+def load_state(folder: Path, run: RunState) -> tuple[int, dict[str, Any]]:
+    """Restore the last state of the folder that can be read into the run's objects.
 
-
-def load_state(path: Path, config: TrainConfig, jepa: JEPA, optimiser: Optimiser) -> tuple[int, dict[str, Any]]:
-    """Restore a saved run into the given objects. Returns the next step and what `extra` was."""
-    if not path.is_file():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start the run without --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path} cannot be read ({error}); resume from another copy of it") from error
-    changed = [line for line in differences(state["config"], to_json(config)) if not line.startswith(_free(config))]
+    Returns the next step and what `extra` was. Raises CheckpointError where there is none, OptionError where the run
+    was started with other options.
+    """
+    path, state = _last_readable(folder)
+    free = FREE_TO_CHANGE
+    if run.config.optim.schedule == "constant":  # it does not depend on when the run will end
+        free += ("optim.steps",)
+    changed = [line for line in differences(state["config"], to_json(run.config)) if not line.startswith(free)]
     if changed:
         raise OptionError(
-            f"the run in {path.parent} was started with other options ({'; '.join(changed)}): "
+            f"the run in {folder} was started with other options ({'; '.join(changed)}): "
             "resume with the same ones, or start a new run in another --out "
             "(--init-from takes over the weights of a finished one)"
         )
-    jepa.load_state_dict(state["jepa"], strict=True)
-    optimiser.load_state_dict(state["optimiser"])
+    run.jepa.load_state_dict(state["jepa"], strict=True)
+    run.optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
+    log.info("resuming from %s, step %d", path, state["step"])
     return state["step"], state["extra"]
+
+
+def _last_readable(folder: Path) -> tuple[Path, dict[str, Any]]:
+    paths = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()]
+    if not paths:
+        raise CheckpointError(f"nothing to resume: {folder / LATEST} does not exist; start the run without --resume")
+    errors = []
+    for path in paths:
+        try:
+            return path, read_state(path)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            errors.append(str(error))
+    raise CheckpointError(f"nothing to resume: {'; '.join(errors)}; start again in another --out")
+
+
+def write_config(config: TrainConfig) -> None:
+    """Write config.json: every option as resolved."""
+    with atomic_path(config.out / "config.json") as temporary:
+        temporary.write_text(json.dumps(to_json(config), indent=2) + "\n")
