@@ -81,7 +81,7 @@ def linear_probe(
     valid_x, loss = standardise(valid[0]), _binary_cross_entropy if multilabel else _cross_entropy
     metric: Metric = mean_average_precision if multilabel else accuracy
     candidates = _candidates(x.shape[1], y.shape[1], config, seed, device)
-    optimiser = torch.optim.Adam([group for c in candidates for group in c.groups], betas=config.betas)
+    optimiser = torch.optim.Adam([group for c in candidates for group in c.groups], betas=config.betas, fused=True)
     order = torch.Generator().manual_seed(seed + 1)
     active = candidates
     for epoch in range(config.max_epochs):
