@@ -1,4 +1,4 @@
-"""Retrieval: are the clips most like a clip of its class? Nothing is trained, so no linear map repairs the space."""
+"""Retrieval: are the clips most like a clip of its class? Nothing is trained: the space is judged as it is."""
 
 import numpy as np
 
