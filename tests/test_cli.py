@@ -35,8 +35,8 @@ def test_info_tells_what_a_file_is(tmp_path, checkpoint, capsys):
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, checkpoint)
     assert main(["info", str(path)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and told["encoder"]["width"] == 96
+    info = json.loads(capsys.readouterr().out)
+    assert info["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and info["encoder"]["width"] == 96
     assert main(["info"]) == 0
     default = capsys.readouterr().out
     assert main(["info", "tiny"]) == 0

@@ -1,4 +1,4 @@
-"""A recording heard in blocks.
+"""A recording that comes in blocks.
 
 * Blocks of any lengths give the embeddings and centres of the whole, at every hop, also where the recording is shorter
   than a column or ends on a window border; at another rate, those of the whole resampled.

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from hear_jepa.api import load_model
 from hear_jepa.errors import OptionError, printable
-from hear_jepa.files.embed import BATCH_S, CHANNELS, KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
+from hear_jepa.files.embed import BATCH_S, CHANNELS, FILE_KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
 from hear_jepa.files.find import check_out, find_sources
-from hear_jepa.files.formats import FileRecord, as_text
+from hear_jepa.files.formats import FORMATS, FileRecord, as_text, named_output
+from hear_jepa.files.sounds import Sound
 from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
@@ -28,13 +29,22 @@ REASONS_SHOWN = 20  # in the summary; the output has all that failed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `hear-jepa embed`."""
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a file, a folder, a quoted pattern, or a .txt list of them"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a file, folder, quoted pattern, .tar, URL, .txt list, or table",
     )
     parser.add_argument(
         "--out", required=True, help="NAME.npz, NAME.parquet, or a name without suffix for a folder of .npy"
     )
     parser.add_argument("--model", default="", help="a checkpoint's path, or the name of a shipped one")
-    parser.add_argument("--kind", choices=KINDS, default="scene", help="one embedding a file, or one every --hop-ms")
+    parser.add_argument(
+        "--kind", choices=FILE_KINDS, default="scene", help="one embedding a file, one every --hop-ms, or one a window"
+    )
+    parser.add_argument("--window-s", type=float, help="seconds of a window, for --kind windows")
+    parser.add_argument("--hop-s", type=float, help="from the start of a window to that of the next (default: as long)")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored embeddings")
+    parser.add_argument("--format", choices=FORMATS, help="of an --out without suffix, in place of a folder of .npy")
     parser.add_argument("--hop-ms", type=int, help="between timestamps (default: 40, or a column if shorter)")
     parser.add_argument(
         "--scene-hop-ms",
@@ -55,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed; return 0, or 1 if any file failed (the output and the summary say which, and why)."""
+    arguments.out = named_output(arguments.out, arguments.format)
+    if (arguments.kind == "windows") != (arguments.window_s is not None):
+        raise OptionError("--kind windows needs --window-s, and --window-s needs --kind windows")
     found = find_sources(arguments.paths, arguments.headerless)
     check_out(arguments.out, found.roots)
     with EmbeddingStore(arguments.out, arguments.paths, arguments.append, arguments.overwrite) as store:
@@ -66,34 +79,36 @@ def run(arguments: argparse.Namespace) -> int:
             scene_hop_ms=arguments.scene_hop_ms,
         )
         store.start(settings_of(move(model, arguments.device), arguments))
-        done = [file for file in found.files if store.is_done(file)]
+        done = {sound for sound in found.sounds if store.is_done(sound)}
         try:
-            _embed(model, store, found.files, set(done), arguments)
-            records = store.finish(found.files)
+            _embed(model, store, found.sounds, done, arguments)
+            records = store.finish(found.sounds)
         except KeyboardInterrupt:
-            n_done = sum(map(store.is_done, found.files))
-            print(f"stopped; the same command resumes after {n_done} of {len(found.files)} files", file=sys.stderr)
+            n_done, n_all = sum(map(store.is_done, found.sounds)), len(found.sounds)
+            print(f"stopped; the same command resumes after {n_done} of {n_all} files", file=sys.stderr)
             raise
     _summarise(arguments.out, records, len(done) if arguments.append else 0, found.left_out)
     return 1 if any(record.error is not None for record in records) else 0
 
 
 def _embed(
-    model: Embedder, store: EmbeddingStore, files: list[Path], done: set[Path], arguments: argparse.Namespace
+    model: Embedder, store: EmbeddingStore, sounds: list[Sound], done: set[Sound], arguments: argparse.Namespace
 ) -> None:
     """Embed what is not done, into the store, with a progress bar."""
     events = embed_pieces(
         model,
-        [file for file in files if file not in done],
+        [sound for sound in sounds if sound not in done],
         arguments.kind,
         arguments.channels,
         arguments.batch_seconds,
         arguments.workers,
         arguments.truncated,
         arguments.headerless,
+        arguments.window_s,
+        arguments.hop_s,
     )
     started, embedded_s = time.monotonic(), 0.0
-    with tqdm(total=len(files), initial=len(done), unit="file", desc="embed") as progress:
+    with tqdm(total=len(sounds), initial=len(done), unit="file", desc="embed") as progress:
         for event in events:
             if not isinstance(event, FileEnd):
                 store.add(event)
@@ -107,13 +122,17 @@ def _embed(
 
 def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
     """Everything that the embeddings of a file depend on, JSON-ready."""
-    kind = arguments.kind
+    kind, window = arguments.kind, {}
+    if kind == "windows":
+        window = {"window_s": arguments.window_s, "hop_s": arguments.hop_s or arguments.window_s}
     weights = {name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()}
     return {
         "kind": kind,
         "hop_ms": model.hop_of(kind),
         "channels": arguments.channels,
         "truncated": arguments.truncated,
+        "dtype": arguments.dtype,
+        **window,
         "layers": list(model.layers),
         "precision": model.precision,
         "pooling": model.pooling,

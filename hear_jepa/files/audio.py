@@ -147,11 +147,34 @@ class AudioReader:
         self._source.close()
 
     def blocks(
-        self, block_s: float = 30.0, sample_rate: int | None = SAMPLE_RATE, mono: bool = False
+        self,
+        block_s: float = 30.0,
+        sample_rate: int | None = SAMPLE_RATE,
+        mono: bool = False,
+        excerpt: tuple[float, float] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield the rest of the file as float32 [channels, samples]; see `read_blocks`."""
-        blocks = self._decoded(max(1, round(block_s * self.rate)), mono)
+        """Yield the file, or an excerpt of it (seconds from, to), as float32 [channels, samples]; see `read_blocks`.
+
+        Raises AudioError where the file ends before the excerpt starts.
+        """
+        at_once = max(1, round(block_s * self.rate))
+        blocks = self._decoded(at_once, mono) if excerpt is None else self._excerpt(excerpt, at_once, mono)
         return resample_blocks(blocks, self.rate, sample_rate or self.rate)
+
+    def _excerpt(self, excerpt: tuple[float, float], at_once: int, mono: bool) -> Iterator[torch.Tensor]:
+        first = round(excerpt[0] * self.rate)
+        last = math.inf if math.isinf(excerpt[1]) else round(excerpt[1] * self.rate)
+        skipped = position = self._source.skip(first)
+        for block in self._decoded(at_once, mono):
+            start, position = position, position + block.shape[1]
+            block = block[:, max(first - start, 0) : None if math.isinf(last) else max(last - start, 0)]
+            if block.shape[1]:
+                yield block
+            if position >= last:
+                return
+        if position <= first:
+            end_s = (skipped + self._decoded_samples) / self.rate
+            raise AudioError(f"{self.path}: it ends at {end_s:.2f} s, before the excerpt from {excerpt[0]:g} s")
 
     @property
     def shortfall(self) -> str:
@@ -168,7 +191,7 @@ class AudioReader:
         while (block := self._source.read(samples)).shape[1]:
             self._decoded_samples += block.shape[1]
             yield block.mean(dim=0, keepdim=True) if mono else block
-        if not self._decoded_samples:
+        if not self._decoded_samples and not self._source.skipped:
             raise AudioError(f"{self.path}: no sound could be decoded; the file is empty or damaged")
 
 
@@ -298,6 +321,8 @@ class _HeaderlessError(Exception):
 class _SoundfileSource:
     """Decoding by libsndfile."""
 
+    skipped = 0  # samples not decoded
+
     def __init__(self, path: Path, headerless: bool = False):
         self._path = path
         self._file = soundfile.SoundFile(os.fsencode(path))  # names need not be UTF-8
@@ -306,6 +331,11 @@ class _SoundfileSource:
             raise _HeaderlessError("it has no header")
         self.rate, self.channels = self._file.samplerate, self._file.channels
         self.frames = self._file.frames if self._file.format in COUNTED_FORMATS else None  # as the header declares
+
+    def skip(self, samples: int) -> int:
+        """Go to the sample, or the end; returns where that is."""
+        self.skipped = self._file.seek(min(samples, self._file.frames)) if self._file.seekable() else 0
+        return self.skipped
 
     def read(self, samples: int) -> torch.Tensor:
         try:
@@ -320,6 +350,8 @@ class _SoundfileSource:
 
 class _FfmpegSource:
     """Decoding by an ffmpeg process that writes a Sun AU stream (its header holds rate and channels) to a pipe."""
+
+    skipped = 0
 
     def __init__(self, path: Path):
         self._path = path
@@ -337,6 +369,9 @@ class _FfmpegSource:
             self._fail()
         _, offset, _, _, self.rate, self.channels = struct.unpack(">6I", header)
         self._process.stdout.read(offset - 24)
+
+    def skip(self, samples: int) -> int:
+        return 0  # decoded, and left out
 
     def read(self, samples: int) -> torch.Tensor:
         decoded = self._process.stdout.read(samples * self.channels * 4)

@@ -25,11 +25,13 @@ from hear_jepa.checks import LOUDEST, check_waveform
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.files.audio import AudioReader, resample
 from hear_jepa.files.live import TimestampOrder, WindowStream
+from hear_jepa.files.sounds import Sound
 from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
 from hear_jepa.model.grid import Window
 from hear_jepa.model.pooling import Pool
 
-KINDS = ("scene", "timestamps")
+KINDS = ("scene", "timestamps")  # of a waveform
+FILE_KINDS = (*KINDS, "windows")
 CHANNELS = ("mix", "separate")
 TRUNCATED = ("warn", "fail")
 BATCH_S = 32.0
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 class Piece:
     """New embeddings [n, size], float32, of one channel of a file, which follow those of its earlier pieces."""
 
-    path: Path
+    sound: Sound
     channel: int
     embeddings: numpy.ndarray
 
@@ -56,19 +58,21 @@ class Piece:
 class FileEnd:
     """A file is finished: all its pieces were given, or `error` says why it has none that count."""
 
-    path: Path
+    sound: Sound
     error: str | None = None
     n_channels: int = 0
     duration_s: float = 0.0
     n_samples: int = 0  # of one channel, at the model's rate
     warning: str = ""  # what is odd about it
+    stamp: tuple[int, int] = (-1, -1)  # see `Sound.stamp`, before it was read
 
 
 @dataclass
 class Embedded:
     """A file and its embeddings, one array a channel; none, but a reason, for a file that could not be embedded.
 
-    `embeddings`: float32 [size] (scene) or [n, size] (timestamps), whose centres, in ms, are `timestamps_ms` [n].
+    `embeddings`: float32 [size] of a scene; [n, size] of timestamps, whose centres, in ms, are `timestamps_ms` [n], and
+    of windows, whose seconds from, to are `spans_s` [n, 2].
     """
 
     path: Path
@@ -77,28 +81,36 @@ class Embedded:
     duration_s: float = 0.0
     error: str | None = None
     warning: str = ""
+    spans_s: numpy.ndarray | None = None
 
 
-def embed_files(embedder: Embedder, paths: Iterable[str | Path], kind: str = "scene", **options) -> Iterator[Embedded]:
+def embed_files(
+    embedder: Embedder, paths: Iterable[str | Path | Sound], kind: str = "scene", **options
+) -> Iterator[Embedded]:
     """Yield every file as soon as it is done, failed ones too; options as for `embed_pieces`."""
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
-    pieces: dict[Path, dict[int, list[numpy.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    pieces: dict[Sound, dict[int, list[numpy.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for event in embed_pieces(embedder, paths, kind, **options):
         if isinstance(event, Piece):
-            pieces[event.path][event.channel].append(event.embeddings)
+            pieces[event.sound][event.channel].append(event.embeddings)
             continue
-        channels = pieces.pop(event.path, {})
+        channels, path = pieces.pop(event.sound, {}), Path(event.sound.path)
         if event.error is not None:
-            yield Embedded(event.path, error=event.error)
+            yield Embedded(path, error=event.error)
             continue
         joined = [numpy.concatenate(channels[channel]) for channel in range(event.n_channels)]
-        centres = None
+        file = Embedded(path, joined, duration_s=event.duration_s, warning=event.warning)
+        start_s, count = event.sound.excerpt[0] if event.sound.excerpt else 0.0, len(joined[0])
         if kind == "scene":
-            joined = [rows[0] for rows in joined]
+            file.embeddings = [rows[0] for rows in joined]
+        elif kind == "timestamps":
+            centres = embedder.grid.centres_ms(event.n_samples, embedder.hop_ms, 0, count).numpy()
+            file.timestamps_ms = centres + 1000 * start_s
         else:
-            centres = embedder.grid.centres_ms(event.n_samples, embedder.hop_ms, 0, len(joined[0])).numpy()
-        yield Embedded(event.path, joined, centres, event.duration_s, warning=event.warning)
+            window_s, hop_s = options["window_s"], options.get("hop_s") or options["window_s"]
+            file.spans_s = start_s + spans_s(count, window_s, hop_s, event.duration_s)
+        yield file
 
 
 def embed_waveform(
@@ -122,25 +134,28 @@ def embed_waveform(
 
 def embed_pieces(
     embedder: Embedder,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | Sound],
     kind: str = "scene",
     channels: str = "mix",
     batch_s: float = BATCH_S,
     workers: int = WORKERS,
     truncated: str = "warn",
     headerless: bool = False,
+    window_s: float | None = None,
+    hop_s: float | None = None,
 ) -> Iterator[Piece | FileEnd]:
     """Embed files, a `FileEnd` after the pieces of each; the pieces of several files come interleaved.
 
     paths: each is embedded once, however often it is named;
-    kind: "scene" (one piece of one row a channel) or "timestamps", every `embedder.hop_ms`;
+    kind: "scene" (one piece of one row a channel), "timestamps", every `embedder.hop_ms`, or "windows" of `window_s`
+        seconds every `hop_s` (by default as long): the pooled columns whose centres lie in each;
     channels: "mix" them to one, or embed each separately; batch_s: seconds of sound encoded at once;
     workers: threads that decode; truncated: "warn" of a file that is shorter than its header says, or "fail" it;
     headerless: see `AudioReader`. A file that cannot be read, is empty, silent, or holds NaN, or whose embeddings are
     not finite, ends with an error and stops nothing. Raises OptionError for a bad option.
     """
-    if kind not in KINDS:
-        raise OptionError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if kind not in FILE_KINDS:
+        raise OptionError(f"kind must be one of {', '.join(FILE_KINDS)}, not {kind!r}")
     if channels not in CHANNELS:
         raise OptionError(f"channels must be one of {', '.join(CHANNELS)}, not {channels!r}")
     if not batch_s > 0:
@@ -149,8 +164,7 @@ def embed_pieces(
         raise OptionError(f"there must be at least one worker, not {workers}")
     if truncated not in TRUNCATED:
         raise OptionError(f"truncated must be one of {', '.join(TRUNCATED)}, not {truncated!r}")
-    collector = partial(_Scene, embedder.pooling) if kind == "scene" else _Timestamps
-    encoder = _Encoder(embedder, batch_s, collector)
+    encoder = _Encoder(embedder, batch_s, _collector(embedder, kind, window_s, hop_s))
     reading = _Reading(embedder, embedder.hop_of(kind), channels == "separate", truncated == "fail", headerless)
     with _decoded(reading, paths, workers) as events:
         for event in events:
@@ -162,7 +176,7 @@ def embed_pieces(
 class _Windows:
     """Some windows of one channel of a file, and their log-mels."""
 
-    path: Path
+    sound: Sound
     channel: int
     windows: list[tuple[Window, Tensor]]
 
@@ -179,9 +193,12 @@ class _Reading:
 
 
 @contextmanager
-def _decoded(reading: _Reading, paths: Iterable[str | Path], workers: int) -> Iterator[Iterator[_Windows | FileEnd]]:
+def _decoded(
+    reading: _Reading, paths: Iterable[str | Path | Sound], workers: int
+) -> Iterator[Iterator[_Windows | FileEnd]]:
     """Decode in threads; the events of one file come in order. Leaving the context ends the threads."""
-    todo, lock, stop = iter(dict.fromkeys(map(Path, paths))), threading.Lock(), threading.Event()
+    sounds = (path if isinstance(path, Sound) else Sound(Path(path)) for path in paths)
+    todo, lock, stop = iter(dict.fromkeys(sounds)), threading.Lock(), threading.Event()
     events: queue.Queue = queue.Queue(maxsize=QUEUED * workers)
 
     def put(event) -> None:
@@ -196,10 +213,10 @@ def _decoded(reading: _Reading, paths: Iterable[str | Path], workers: int) -> It
         try:
             while True:
                 with lock:
-                    path = next(todo, None)
-                if path is None:
+                    sound = next(todo, None)
+                if sound is None:
                     return put(None)
-                for event in _decode(reading, path):
+                for event in _decode(reading, sound):
                     put(event)
         except _Stopped:
             return
@@ -229,34 +246,35 @@ class _Stopped(Exception):
 
 
 @torch.no_grad()
-def _decode(reading: _Reading, path: Path) -> Iterator[_Windows | FileEnd]:
+def _decode(reading: _Reading, sound: Sound) -> Iterator[_Windows | FileEnd]:
     """The windows of every channel of a file, then its end."""
-    embedder = reading.embedder
+    embedder, stamp, path = reading.embedder, sound.stamp(), None
     try:
-        with AudioReader(path, reading.headerless) as reader:
+        with sound.local() as path, AudioReader(path, reading.headerless) as reader:
             n_channels = reader.channels if reading.separate else 1
             streams = [WindowStream(embedder, reading.hop_ms) for _ in range(n_channels)]
             block_s = min(BLOCK_S, BLOCK_VALUES / (reader.rate * reader.channels))
             peak = 0.0
-            for block in reader.blocks(block_s, embedder.sample_rate, mono=not reading.separate):
+            for block in reader.blocks(block_s, embedder.sample_rate, not reading.separate, sound.excerpt):
                 start, length = streams[0].n_samples / embedder.sample_rate, block.shape[1] / embedder.sample_rate
                 peak = max(peak, _peak(block, f"between {start:.1f} and {start + length:.1f} s"))
                 for channel, stream in enumerate(streams):
-                    yield _Windows(path, channel, stream.feed(block[channel]))
+                    yield _Windows(sound, channel, stream.feed(block[channel]))
             if peak < SILENCE:
                 raise AudioError("silent: no sample is above -100 dB")
-            shortfall = reader.shortfall
+            shortfall = reader.shortfall if sound.excerpt is None else ""
             if shortfall and reading.fail_truncated:
                 raise AudioError(f"truncated: {shortfall}")
             for channel, stream in enumerate(streams):
-                yield _Windows(path, channel, stream.finish())
+                yield _Windows(sound, channel, stream.finish())
         n_samples = streams[0].n_samples
-        yield FileEnd(path, None, n_channels, n_samples / embedder.sample_rate, n_samples, shortfall)
+        duration_s = n_samples / embedder.sample_rate
+        yield FileEnd(sound, None, n_channels, duration_s, n_samples, shortfall, stamp)
     except Exception as error:  # one bad file never stops the run, whatever its decoder throws
         if not isinstance(error, AudioError):
-            logger.debug("decoding %s", path, exc_info=True)
+            logger.debug("decoding %s", sound.path, exc_info=True)
         reason = str(error) if isinstance(error, AudioError) else f"{type(error).__name__}: {error}"
-        yield FileEnd(path, reason.removeprefix(f"{path}: "))
+        yield FileEnd(sound, reason.removeprefix(f"{path}: ").removeprefix(f"{sound.path}: "), stamp=stamp)
 
 
 def _peak(block: Tensor, where: str) -> float:
@@ -279,7 +297,7 @@ class _Scene:
         self._pool.add(columns)
         return None
 
-    def end(self) -> numpy.ndarray | None:
+    def end(self, n_samples: int) -> numpy.ndarray | None:
         return self._pool.embedding()[None].numpy()
 
 
@@ -293,15 +311,93 @@ class _Timestamps:
         embeddings = self._order.add(window, columns)
         return None if embeddings is None else embeddings.numpy()
 
-    def end(self) -> numpy.ndarray | None:
+    def end(self, n_samples: int) -> numpy.ndarray | None:
         return None
+
+
+class _PooledWindows:
+    """The columns of one channel pooled over stretches of time, each given on when it is complete."""
+
+    def __init__(self, embedder: Embedder, window_ms: int, hop_ms: int):
+        self._embedder, self._window_ms, self._hop_ms = embedder, window_ms, hop_ms
+        self._order = TimestampOrder()
+        self._pools: dict[int, Pool] = {}  # by number of the window: those that further columns may join
+        self._n_complete = 0
+
+    def add(self, window: Window, columns: Tensor) -> numpy.ndarray | None:
+        first = self._order.count
+        ordered = self._order.add(window, columns)
+        if ordered is None:
+            return None
+        centres = self._embedder.grid.centres_ms(None, self._embedder.scene_hop_ms, first, len(ordered))
+        number = max(0, math.floor((centres[0].item() - self._window_ms) / self._hop_ms) + 1)
+        while number * self._hop_ms <= centres[-1].item():
+            start = number * self._hop_ms
+            inside = ordered[(centres >= start) & (centres < start + self._window_ms)]
+            if len(inside):
+                self._pools.setdefault(number, Pool(self._embedder.pooling)).add(inside)
+            number += 1
+        latest = centres[-1].item()
+        return self._rows(lambda number: number * self._hop_ms + self._window_ms <= latest)
+
+    def end(self, n_samples: int) -> numpy.ndarray | None:
+        count = n_windows(1000 * n_samples / self._embedder.sample_rate, self._window_ms, self._hop_ms)
+        return self._rows(lambda number: number < count)
+
+    def _rows(self, complete: Callable[[int], bool]) -> numpy.ndarray | None:
+        rows = []
+        while self._n_complete in self._pools and complete(self._n_complete):
+            rows.append(self._pools.pop(self._n_complete).embedding())
+            self._n_complete += 1
+        return torch.stack(rows).numpy() if rows else None
+
+
+_Collector = _Scene | _Timestamps | _PooledWindows
+
+
+def _collector(embedder: Embedder, kind: str, window_s: float | None, hop_s: float | None) -> Callable[[], _Collector]:
+    """What makes the embeddings of a kind of the columns of one channel."""
+    if kind == "scene":
+        return partial(_Scene, embedder.pooling)
+    if kind == "timestamps":
+        return _Timestamps
+    return partial(_PooledWindows, embedder, *check_windows(embedder, window_s, hop_s))
+
+
+def check_windows(embedder: Embedder, window_s: float | None, hop_s: float | None = None) -> tuple[int, int]:
+    """Length and distance of windows in ms. Raises OptionError unless both are whole, and a window holds columns."""
+    hop_s = window_s if hop_s is None else hop_s
+    shortest_s = max(embedder.grid.settled_samples / embedder.sample_rate, embedder.scene_hop_ms / 1000)
+    if window_s is None or not window_s >= shortest_s or not hop_s > 0:
+        raise OptionError(
+            f"windows need window_s of at least {shortest_s:g} and hop_s above 0, not {window_s}, {hop_s}"
+        )
+    milliseconds = [round(1000 * seconds) for seconds in (window_s, hop_s)]
+    if any(abs(1000 * seconds - ms) > 1e-6 for seconds, ms in zip((window_s, hop_s), milliseconds, strict=True)):
+        raise OptionError(f"window_s and hop_s must be whole milliseconds, not {window_s}, {hop_s}")
+    return milliseconds[0], milliseconds[1]
+
+
+def n_windows(duration_ms: float, window_ms: int, hop_ms: int) -> int:
+    """Windows of a recording: all that fit into it, and one more where sound is left over after the last of them."""
+    if duration_ms <= window_ms:
+        return 1
+    fitting = math.floor((duration_ms - window_ms) / hop_ms) + 1
+    end = (fitting - 1) * hop_ms + window_ms
+    return fitting + (end < duration_ms and fitting * hop_ms < duration_ms)
+
+
+def spans_s(count: int, window_s: float, hop_s: float, duration_s: float) -> numpy.ndarray:
+    """Seconds from, to [count, 2] of the first windows of a recording; the last ends with it."""
+    starts = hop_s * numpy.arange(count)
+    return numpy.stack([starts, numpy.minimum(starts + window_s, duration_s)], axis=1)
 
 
 @dataclass
 class _OpenFile:
     """A file between its first window and its end."""
 
-    channels: dict[int, _Scene | _Timestamps] = field(default_factory=dict)
+    channels: dict[int, _Collector] = field(default_factory=dict)
     waiting: int = 0  # windows not yet encoded
     end: FileEnd | None = None
     error: str | None = None
@@ -310,32 +406,32 @@ class _OpenFile:
 class _Encoder:
     """Has windows encoded, and hands each file its own; a file whose embeddings are not finite has failed."""
 
-    def __init__(self, embedder: Embedder, batch_s: float, collector: Callable[[], "_Scene | _Timestamps"]):
+    def __init__(self, embedder: Embedder, batch_s: float, collector: Callable[[], _Collector]):
         batch_columns = batch_s * 1000 / embedder.grid.column_ms
-        self._batcher: WindowBatcher[tuple[Path, int]] = WindowBatcher(embedder, batch_columns)
+        self._batcher: WindowBatcher[tuple[Sound, int]] = WindowBatcher(embedder, batch_columns)
         self._collector = collector
-        self._files: dict[Path, _OpenFile] = defaultdict(_OpenFile)
+        self._files: dict[Sound, _OpenFile] = defaultdict(_OpenFile)
 
     @torch.no_grad()
     def add(self, event: _Windows | FileEnd) -> Iterator[Piece | FileEnd]:
-        file = self._files[event.path]
+        file = self._files[event.sound]
         if isinstance(event, FileEnd):
             file.end = event
-            yield from self._close_if_done(event.path)
+            yield from self._close_if_done(event.sound)
             return
         file.channels.setdefault(event.channel, self._collector())
         file.waiting += len(event.windows)
         for window, spectrogram in event.windows:
-            yield from self._collect(self._batcher.add((event.path, event.channel), window, spectrogram))
+            yield from self._collect(self._batcher.add((event.sound, event.channel), window, spectrogram))
 
     @torch.no_grad()
     def flush(self) -> Iterator[Piece | FileEnd]:
         """Encode what is left."""
         yield from self._collect(self._batcher.flush())
 
-    def _collect(self, encoded: Iterator[tuple[tuple[Path, int], Window, Tensor]]) -> Iterator[Piece | FileEnd]:
-        for (path, channel), window, columns in encoded:
-            file = self._files[path]
+    def _collect(self, encoded: Iterator[tuple[tuple[Sound, int], Window, Tensor]]) -> Iterator[Piece | FileEnd]:
+        for (sound, channel), window, columns in encoded:
+            file = self._files[sound]
             file.waiting -= 1
             try:
                 embeddings = file.channels[channel].add(window, check_finite(columns[None])[0].cpu())
@@ -343,20 +439,20 @@ class _Encoder:
                 file.error = "its embeddings are not finite: samples too large for float32, give audio in [-1, 1]"
                 embeddings = None
             if embeddings is not None:
-                yield Piece(path, channel, embeddings)
-            yield from self._close_if_done(path)
+                yield Piece(sound, channel, embeddings)
+            yield from self._close_if_done(sound)
 
-    def _close_if_done(self, path: Path) -> Iterator[Piece | FileEnd]:
-        file = self._files[path]
+    def _close_if_done(self, sound: Sound) -> Iterator[Piece | FileEnd]:
+        file = self._files[sound]
         if file.end is None or file.waiting:
             return
-        del self._files[path]
+        del self._files[sound]
         if file.error is not None:
-            yield FileEnd(path, file.error)
+            yield FileEnd(sound, file.error, stamp=file.end.stamp)
             return
         if file.end.error is None:
             for channel, collector in file.channels.items():
-                embeddings = collector.end()
+                embeddings = collector.end(file.end.n_samples)
                 if embeddings is not None:
-                    yield Piece(path, channel, embeddings)
+                    yield Piece(sound, channel, embeddings)
         yield file.end

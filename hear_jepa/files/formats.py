@@ -18,6 +18,7 @@ import numpy
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import OptionError
+from hear_jepa.files.embed import spans_s
 from hear_jepa.model.grid import Grid
 
 ROWS_AT_ONCE = 4096
@@ -107,6 +108,15 @@ def format_of(path: str | Path) -> str:
     raise OptionError(f"cannot write {path}: give a name that ends in .npz or .parquet, or without suffix for a folder")
 
 
+def named_output(path: str | Path, form: str | None) -> str:
+    """The path of an output in a format: with its suffix. Raises OptionError where the path has another."""
+    if form is None or form == format_of(path):
+        return str(path)
+    if Path(path).suffix:
+        raise OptionError(f"{path} names another format than {form}: give a name without suffix, or leave it out")
+    return f"{path}.{form}"
+
+
 def write_output(path: Path, records: list[FileRecord], rows: RowFile, settings: dict[str, Any]) -> None:
     """Write all `records`, whose rows are in `rows`, to `path`, in the format of its suffix."""
     FORMATS[format_of(path)].write(path, records, rows, settings)
@@ -174,9 +184,7 @@ def times_of(record: FileRecord, count: int, settings: dict[str, Any]) -> numpy.
         n_samples = round(record.duration_s * grid.sample_rate)
         return grid.centres_ms(n_samples, settings["hop_ms"], 0, count).numpy()[:, None] + 1000 * start_s
     if settings["kind"] == "windows":
-        starts_s = settings["hop_s"] * numpy.arange(count)
-        ends_s = numpy.minimum(starts_s + settings["window_s"], record.duration_s)
-        return start_s + numpy.stack([starts_s, ends_s], axis=1)
+        return start_s + spans_s(count, settings["window_s"], settings["hop_s"], record.duration_s)
     return numpy.array([[start_s, start_s + record.duration_s]] * count).reshape(count, 2)
 
 
@@ -217,16 +225,17 @@ def entry_columns(records: list[FileRecord]) -> dict[str, list]:
     return columns
 
 
-OWN_COLUMNS = frozenset(
-    ["path", "channel", "duration_s", *EXCERPT, "warning", "error", "file_size", "file_mtime_ns", "file", "embedding"]
-    + ["timestamp_ms", "start_s", "end_s"]
-)
+RESERVED_COLUMNS = {  # that a table of inputs may not bring
+    *("path", "channel", "duration_s", *EXCERPT, "warning", "error", "file_size", "file_mtime_ns", "embedding"),
+    *("timestamp_ms", "start_s", "end_s", "file", "paths", "channels", "durations_s", "timestamps_ms", "embeddings"),
+    *("settings", "starts", "failed_paths", "failed_reasons"),
+}
 
 
 def records_of(columns: dict[str, list], counts: list[int]) -> list[FileRecord]:
     """The inverse of `entry_columns`; counts: rows of each entry."""
     records: list[FileRecord] = []
-    extra = [name for name in columns if name not in OWN_COLUMNS]
+    extra = [name for name in columns if name not in RESERVED_COLUMNS]
     row = 0
     for number, count in enumerate(counts):
         entry = {name: values[number] for name, values in columns.items()}

@@ -36,7 +36,7 @@ class WindowStream:
         self._audio_frame = 0
         self._spectrogram: Tensor | None = None  # frames `self._kept_frame … self._next_frame - 1`
         self._kept_frame = self._next_frame = self._first_frame
-        self._given = 0  # full windows so far
+        self._n_windows = 0  # full windows so far
 
     @torch.no_grad()
     def feed(self, audio: Tensor) -> list[tuple[Window, Tensor]]:
@@ -47,15 +47,15 @@ class WindowStream:
         complete = (self.n_samples - settings.n_fft // 2) // settings.hop_length + 1  # frames that are wholly heard
         windows = []
         while self.n_samples >= self._grid.settled_samples:
-            window = self._full_window(self._given)
+            window = self._full_window(self._n_windows)
             if window.start_frame + window.n_frames > complete:
                 break
-            self._given += 1
+            self._n_windows += 1
             # Computed up to the last window in reach of this piece, for a few long passes in place of many short ones.
             self._compute(min(complete, window.start_frame + max(window.n_frames, FRAMES_AT_ONCE)))
             windows.append((window, self._frames(window)))
             behind = 2 * self._grid.phases(self._hop_ms)  # the last window of every phase reaches backwards
-            self._forget(self._full_window(max(self._given - behind, 0)).start_frame)
+            self._forget(self._full_window(max(self._n_windows - behind, 0)).start_frame)
         return windows
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class WindowStream:
         if self.n_samples == 0:
             return []
         planned = self._grid.plan(self.n_samples, self._hop_ms)
-        rest = [window for window in planned if self._number(window) >= self._given]
+        rest = [window for window in planned if self._number(window) >= self._n_windows]
         rest.sort(key=self._number)
         if not rest:
             return []
@@ -110,16 +110,16 @@ class TimestampOrder:
 
     def __init__(self):
         self._waiting: dict[int, Tensor] = {}
-        self.given = 0  # timestamps so far
+        self.count = 0  # timestamps so far
 
     def add(self, window: Window, columns: Tensor) -> Tensor | None:
         """Take a window's new columns [n, size]; return the timestamps [m, size] that now follow the earlier ones."""
         timestamps = window.timestamps
         self._waiting.update(zip(range(timestamps.start, timestamps.stop, timestamps.step), columns, strict=True))
         ready = []
-        while (embedding := self._waiting.pop(self.given, None)) is not None:
+        while (embedding := self._waiting.pop(self.count, None)) is not None:
             ready.append(embedding)
-            self.given += 1
+            self.count += 1
         return torch.stack(ready) if ready else None
 
 
@@ -153,7 +153,7 @@ def _ordered(
     batcher: WindowBatcher[None] = WindowBatcher(embedder)
     encoded = itertools.chain(*(batcher.add(None, *window) for window in windows), batcher.flush())
     for _, window, columns in encoded:
-        start = order.given
+        start = order.count
         embeddings = order.add(window, columns)
         if embeddings is not None:
             centres = embedder.grid.centres_ms(n_samples, embedder.hop_ms, start, len(embeddings))

@@ -31,6 +31,7 @@ from hear_jepa.files.formats import (
     open_output,
     write_output,
 )
+from hear_jepa.files.sounds import Sound, is_url
 
 SPOOL_BYTES = 2**22  # of an unfinished file's embeddings that stay in memory; more go to a temporary file
 COPY_BYTES = 2**22
@@ -53,12 +54,13 @@ class EmbeddingStore:
         self.out = Path(out).resolve() if Path(out).is_symlink() else Path(out)
         self.parts = self.out.with_name(self.out.name + ".parts")
         self.settings: dict[str, Any] = {}
-        self._inputs = [os.path.abspath(name) for name in inputs]
+        self._inputs = [name if is_url(name) else os.path.abspath(name) for name in inputs]
         self._append, self._overwrite = append, overwrite
         if append and overwrite:
             raise OptionError("--append adds to an output, --overwrite replaces it: give one of them")
         format_of(self.out)
-        self._open: dict[str, dict[int, Any]] = defaultdict(dict)  # file -> channel -> spooled rows
+        self._open: dict[Sound, dict[int, Any]] = defaultdict(dict)  # -> channel -> spooled rows
+        self._overflown: set[Sound] = set()  # whose rows the type of the output cannot hold
         self._records: dict[Key, FileRecord] = {}
         self._added_to: list[Key] = []  # what the output held before, in order
         self._files = ExitStack()
@@ -98,23 +100,30 @@ class EmbeddingStore:
         """Of every file that is done, or was in the output before."""
         return list(self._records.values())
 
-    def is_done(self, path: Path, excerpt: tuple[float, float] | None = None) -> bool:
-        """Whether a file is in here as it is now, by its size and time."""
-        record = self._records.get(key_of(path, excerpt))
-        return record is not None and (record.size, record.mtime_ns) == _stamp(path)
+    def is_done(self, sound: Sound) -> bool:
+        """Whether a sound is in here as it is now, by its size and time."""
+        record = self._records.get(key_of(sound.path, sound.excerpt))
+        return record is not None and (record.size, record.mtime_ns) == sound.stamp()
 
     def add(self, piece: Piece) -> None:
         """Keep a piece of an unfinished file."""
-        channels = self._open[str(piece.path)]
+        channels = self._open[piece.sound]
         if piece.channel not in channels:
             channels[piece.channel] = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=self.parts)  # noqa: SIM115
-        channels[piece.channel].write(numpy.ascontiguousarray(piece.embeddings, self._rows.dtype).data)
+        rows = numpy.ascontiguousarray(piece.embeddings, self._rows.dtype)
+        if not numpy.isfinite(rows).all():
+            self._overflown.add(piece.sound)
+        channels[piece.channel].write(rows.data)
 
     def end(self, event: FileEnd) -> FileRecord:
         """Make a file's embeddings, or its error, permanent."""
-        channels = self._open.pop(str(event.path), {})
-        places = []
-        for channel in range(event.n_channels):
+        channels = self._open.pop(event.sound, {})
+        places: list[tuple[int, int]] = []
+        error = event.error
+        if event.sound in self._overflown:
+            self._overflown.remove(event.sound)
+            error = error or f"its embeddings are too large for {self._rows.dtype}"
+        for channel in range(0 if error else event.n_channels):
             start = self._data.tell()
             spooled = channels[channel]
             spooled.seek(0)
@@ -123,18 +132,26 @@ class EmbeddingStore:
         for spooled in channels.values():
             spooled.close()
         self._data.flush()
-        size, mtime_ns = _stamp(event.path)
+        sound, duration_s = event.sound, 0.0 if error else event.duration_s
         record = FileRecord(
-            as_text(event.path), event.error, event.duration_s, places, size, mtime_ns, warning=event.warning
+            as_text(sound.path),
+            error,
+            duration_s,
+            places,
+            *event.stamp,
+            excerpt=sound.excerpt,
+            columns=dict(sound.columns),
+            warning=event.warning,
         )
-        self._write(record)
+        self._journal.write(_line(asdict(record)))
+        self._journal.flush()
         self._records[key_of(record.path, record.excerpt)] = record
         return record
 
-    def finish(self, order: Iterable[Path]) -> list[FileRecord]:
-        """Write the output, its files in the order given, after those that it held before; remove the parts."""
+    def finish(self, order: Iterable[Sound]) -> list[FileRecord]:
+        """Write the output, its sounds in the order given, after those that it held before; remove the parts."""
         self._data.flush()
-        wanted = dict.fromkeys(key_of(path) for path in order)
+        wanted = dict.fromkeys(key_of(sound.path, sound.excerpt) for sound in order)
         others = [key for key in self._records if key not in wanted] if self._append else []
         keys = dict.fromkeys([*self._added_to, *others, *wanted])
         records = [self._records[key] for key in keys if key in self._records]
@@ -254,10 +271,6 @@ class EmbeddingStore:
         for left in self.parts.glob("tmp*"):  # spooled by the run that was killed, where the system names them
             left.unlink()
 
-    def _write(self, record: FileRecord) -> None:
-        self._journal.write(_line(asdict(record)))
-        self._journal.flush()
-
     def _remove_parts(self) -> None:
         """All at once: a kill meanwhile leaves none that could be taken for a run's."""
         if self.parts.exists():
@@ -267,16 +280,7 @@ class EmbeddingStore:
 
 def key_of(path: str | Path, excerpt: tuple[float, float] | None = None) -> Key:
     """What tells one file, or excerpt, from another."""
-    return as_text(os.path.abspath(path)), excerpt
-
-
-def _stamp(path: str | Path) -> tuple[int, int]:
-    """Size and time of a file, which change when its content does; (-1, -1) where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return as_text(str(path) if is_url(str(path)) else os.path.abspath(path)), excerpt
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -91,12 +91,12 @@ class Embedder(nn.Module):
         return super()._apply(fn, *arguments, **options)
 
     def hop_of(self, kind: str) -> int:
-        """Distance in ms of the columns that embeddings of a kind are made of: "scene", or others."""
-        return self.scene_hop_ms if kind == "scene" else self.hop_ms
+        """Distance in ms of the columns that embeddings of a kind, "scene", "timestamps" or "windows", are made of."""
+        return self.hop_ms if kind == "timestamps" else self.scene_hop_ms
 
     def size_of(self, kind: str) -> int:
-        """Size of an embedding of a kind: "scene", or others."""
-        return self.scene_embedding_size if kind == "scene" else self.timestamp_embedding_size
+        """Size of an embedding of a kind; windows are pooled as scenes are."""
+        return self.timestamp_embedding_size if kind == "timestamps" else self.scene_embedding_size
 
     # ---------------------------------------------------------------- embeddings
 
