@@ -21,8 +21,9 @@ from evaluation_fixtures import FAKE_MODULE, write_event_task, write_scene_task
 
 from hear_jepa.cli import main
 from hear_jepa.evaluation.resample import resampled_copy
+from hear_jepa.evaluation.results import BEGIN, END
 from hear_jepa.evaluation.runs import RunResult
-from hear_jepa.evaluation.table import BEGIN, END, columns_of, domain_means, markdown, published_rows, short_names
+from hear_jepa.evaluation.table import columns_of, domain_means, markdown, published_rows, short_names
 from hear_jepa.evaluation.tasks import read_task
 
 TASKS = ("speech_tones-v1", "esc_tones-v1", "percussion_tones-v1")

@@ -15,9 +15,10 @@ from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.baselines import DEFAULT_MODELS
 from hear_jepa.evaluation.model_spec import parse_spec
 from hear_jepa.evaluation.progress import Progress
+from hear_jepa.evaluation.results import read_results, replace_table, write_results
 from hear_jepa.evaluation.runs import Runner, RunOptions, RunResult
 from hear_jepa.evaluation.scoring import PROTOCOLS, can_score, check_protocol
-from hear_jepa.evaluation.table import markdown, read_results, replace_table, write_results
+from hear_jepa.evaluation.table import markdown
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
 
 logger = logging.getLogger(__name__)

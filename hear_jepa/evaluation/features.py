@@ -99,16 +99,19 @@ def _to_rate(audio: Tensor, sample_rate: int, wanted: int) -> Tensor:
 
 def _embed_batch(audio: Tensor, paths: list[Path], model: LoadedModel, task: Task) -> tuple[Tensor, Tensor | None]:
     """[B, samples] -> embeddings [B, T, D] (a scene: T = 1) and their times. `TaskError` names the clip at fault."""
+    what = f"{model.spec.text} on {task.name}: the embedding of"
     try:
         embedded, centres = (model.scene(audio)[:, None], None) if task.kind == "scene" else model.timestamps(audio)
-        finite = torch.isfinite(embedded).flatten(1).all(1)
-        fault = "holds NaN or infinity: the weights or the precision are at fault, or the clip is far too loud"
     except AudioError as error:
-        finite, fault = torch.zeros(len(audio), dtype=torch.bool), f"failed: {error}"
-        if len(audio) > 1:
-            for row, path in enumerate(paths):
-                _embed_batch(audio[row : row + 1], [path], model, task)
+        if len(paths) == 1:
+            raise TaskError(f"{what} {paths[0]} failed: {error}") from error
+        for row, path in enumerate(paths):  # the one at fault raises, with its name
+            _embed_batch(audio[row : row + 1], [path], model, task)
+        raise
+    finite = torch.isfinite(embedded).flatten(1).all(1)
     if not finite.all():
-        clip = paths[int((~finite).nonzero()[0])]
-        raise TaskError(f"{model.spec.text} on {task.name}: the embedding of {clip} {fault}")
+        raise TaskError(
+            f"{what} {paths[int((~finite).nonzero()[0])]} holds NaN or infinity: the weights or the precision are at "
+            "fault, or the clip is far too loud"
+        )
     return embedded, centres

@@ -9,6 +9,7 @@ candidates train at once, their layers side by side in one matrix product, until
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class _Candidate:
     best_epoch: int = 0
 
     @property
-    def groups(self) -> list[dict]:
+    def groups(self) -> list[dict[str, Any]]:
         """Of the optimiser: the penalty is on the weights alone."""
         weights = {"params": [self.weight], "lr": self.rate, "weight_decay": self.penalty}
         return [weights, {"params": [self.bias], "lr": self.rate}]

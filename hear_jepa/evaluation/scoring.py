@@ -16,7 +16,7 @@ from hear_jepa.evaluation.metrics import SCENE_METRICS
 from hear_jepa.evaluation.model_spec import LoadedModel, loaded_module
 from hear_jepa.evaluation.probes import LinearConfig, Predict, knn_probe, linear_probe
 from hear_jepa.evaluation.retrieval import RETRIEVAL_SCORE, retrieval_score
-from hear_jepa.evaluation.tasks import Fold, Task, read_task
+from hear_jepa.evaluation.tasks import Clip, Fold, Task, read_task
 
 PROTOCOLS = ("linear", "knn", "retrieval")
 N_SEEDS = 3  # where a task has one split into train, valid and test
@@ -196,7 +196,7 @@ def probe_model(
     return scores
 
 
-def subsample(task: Task, splits: tuple[str, ...], max_clips: int | None, seed: int) -> dict:
+def subsample(task: Task, splits: tuple[str, ...], max_clips: int | None, seed: int) -> dict[str, tuple[Clip, ...]]:
     """At most `max_clips` clips of these splits together, each split keeping its share."""
     total = max(1, sum(len(task.clips[split]) for split in splits))
     share = 1.0 if max_clips is None else min(1.0, max_clips / total)

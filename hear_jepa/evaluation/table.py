@@ -1,23 +1,16 @@
-"""Results of runs -> results.json, results.md, results.png, and from results.json the table again, wherever it stands.
-
-Published scores stand apart from measured ones.
-"""
+"""Results of runs -> a Markdown table; published scores stand apart from measured ones."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 
-from hear_jepa.disk import atomic_path
-from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.runs import RunResult
 from hear_jepa.evaluation.tasks import DOMAINS
 
 MISSING = "–"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"  # of the table inside another document
 SCORE_NAMES = {
     "top1_acc": "accuracy",
     "pitch_acc": "pitch accuracy",
@@ -59,51 +52,6 @@ class PublishedRow:
     label: str
     source: str
     cells: dict[str, float]
-
-
-def write_results(out: Path, results: Sequence[RunResult], split: str, chart: bool = True) -> None:
-    """Write the three files; called after every run, without the chart, so that a long evaluation can be followed."""
-    columns = columns_of(results)
-    content = {
-        "split": split,
-        "measured": [asdict(result) for result in results],
-        "published": [asdict(row) for row in published_rows(columns)],
-    }
-    with atomic_path(out / "results.json") as path:
-        path.write_text(json.dumps(content, indent=1))
-    with atomic_path(out / "results.md") as path:
-        path.write_text(markdown(results, split))
-    rows = measured_rows(results, split)
-    if chart and any(row.cells for row in rows):
-        from hear_jepa.evaluation.charts import draw
-
-        draw(out / "results.png", rows, published_rows(columns), columns, split)
-
-
-def read_results(paths: Iterable[str | Path]) -> tuple[list[RunResult], str]:
-    """The measured results of results.json files and their split, which must be one. Raises `OptionError`."""
-    results, splits = [], set()
-    for path in paths:
-        try:
-            content = json.loads(Path(path).read_text())
-            results += [RunResult(**result) for result in content["measured"]]
-            splits.add(content["split"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OptionError(f"{path} is no results.json of `hear-jepa evaluate` ({error})") from error
-    if len(splits) != 1:
-        raise OptionError(f"the files hold scores of different splits: {', '.join(sorted(splits))}; give those of one")
-    return results, splits.pop()
-
-
-def replace_table(document: Path, table: str) -> None:
-    """Put a table between the two marks of a document, in place of what stands there. Raises `OptionError`."""
-    text = document.read_text(encoding="utf-8") if document.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise OptionError(f"{document}: the table goes between the lines {BEGIN} and {END}; write them there first")
-    with atomic_path(document) as path:
-        path.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
 
 
 def columns_of(results: Sequence[RunResult]) -> list[Column]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -142,7 +143,7 @@ def _domain(task_name: str, kind: str) -> str:
     return "other"
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -154,7 +155,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _one_of(metadata: dict, key: str, allowed: tuple[str, ...], folder: Path) -> str:
+def _one_of(metadata: dict[str, Any], key: str, allowed: tuple[str, ...], folder: Path) -> str:
     value = metadata.get(key)
     if value not in allowed:
         path = folder / "task_metadata.json"
@@ -162,7 +163,7 @@ def _one_of(metadata: dict, key: str, allowed: tuple[str, ...], folder: Path) ->
     return value
 
 
-def _splits(metadata: dict, folder: Path) -> tuple[str, ...]:
+def _splits(metadata: dict[str, Any], folder: Path) -> tuple[str, ...]:
     """The names of the splits, each with its file; train/valid/test, or three folds or more."""
     path = folder / "task_metadata.json"
     mode = _one_of(metadata, "split_mode", ("trainvaltest", "new_split_kfold", "presplit_kfold"), folder)
@@ -219,7 +220,7 @@ def _read_split(
     return tuple(clips)
 
 
-def _annotation(annotation: object, kind: str, where: str) -> tuple[tuple[str, ...], tuple[Event, ...]]:
+def _annotation(annotation: Any, kind: str, where: str) -> tuple[tuple[str, ...], tuple[Event, ...]]:
     try:
         if kind == "scene":
             if not isinstance(annotation, list):

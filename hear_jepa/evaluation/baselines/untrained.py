@@ -1,6 +1,7 @@
 """A baseline, as a HEAR module: a checkpoint's architecture with random weights, served as the checkpoint is."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     return replace(checkpoint, weights=weights, provenance={"untrained": True})
 
 
-def load_model(model_file_path: str = "", seed: int = 0, **options: object) -> Embedder:
+def load_model(model_file_path: str = "", seed: int = 0, **options: Any) -> Embedder:
     """HEAR API: `untrained` of a checkpoint. model_file_path and options are those of `hear_jepa.load_model`."""
     with checkpoint_file(model_file_path) as path:
         return Embedder(untrained(load_checkpoint(path), seed), **options)

@@ -6,7 +6,7 @@ Python imports this file at its start where this folder is on PYTHONPATH; it act
 
 * TensorFlow, which they import only to ask whether a model is a `tf.Module`, is a stub where it is not installed.
 * Lightning dropped the setter of `FitLoop.current_epoch` in 1.6; heareval sets it before it tests an event task.
-* `torch.load` refuses heareval's own checkpoints, which hold its settings, unless told otherwise.
+* `torch.load` refuses heareval's own checkpoints, which hold its settings, unless asked to.
 """
 
 import importlib.machinery
@@ -20,8 +20,8 @@ def stub_tensorflow():
     """A module that owns no model and sees whatever GPU torch sees."""
     stub = types.ModuleType("tensorflow")
     stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # other libraries look whether it is there
-    stub.Module = type("Module", (), {})
-    stub.test = types.SimpleNamespace(is_gpu_available=lambda **kwargs: True)
+    vars(stub)["Module"] = type("Module", (), {})
+    vars(stub)["test"] = types.SimpleNamespace(is_gpu_available=lambda **kwargs: True)
     sys.modules["tensorflow"] = stub
 
 
