@@ -54,3 +54,12 @@ def minute(recordings) -> torch.Tensor:
     """60 s of real sound: the recordings, over and over."""
     sound = torch.cat(recordings)
     return sound.repeat(-(-960000 // len(sound)))[:960000]
+
+
+@pytest.fixture(scope="session")
+def sixteen_clips(tmp_path_factory) -> Path:
+    """A folder with sixteen of the shipped clips, to train on."""
+    folder = tmp_path_factory.mktemp("clips")
+    for clip in sorted((TASKS / "sound_source-v1-small" / "16000" / "fold00").glob("*"))[:16]:
+        (folder / clip.name).write_bytes(clip.read_bytes())
+    return folder

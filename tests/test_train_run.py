@@ -25,52 +25,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import TASKS, small_run
 
 import hear_jepa
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
 from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.train import jepa as jepa_module
 from hear_jepa.train import loop, online_probe, run_state
-from hear_jepa.train.config import (
-    ComputeConfig,
-    EmaConfig,
-    EncoderConfig,
-    MonitorConfig,
-    OptimConfig,
-    TrainConfig,
-)
-from hear_jepa.train.data.sampler import CropStream, DataConfig
-from hear_jepa.train.jepa import PredictorConfig, TargetConfig
+from hear_jepa.train.config import ComputeConfig, EmaConfig, OptimConfig
+from hear_jepa.train.data.sampler import CropStream
+from hear_jepa.train.finish import ENCODER_FILE
+from hear_jepa.train.jepa import TargetConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.metrics_log import read_metrics
 from hear_jepa.train.run_state import BEST, LATEST, PREVIOUS
-
-TASKS = Path(__file__).parent / "tasks"
-
-
-@pytest.fixture(scope="session")
-def sixteen_clips(tmp_path_factory):
-    """A folder with sixteen of the shipped clips."""
-    folder = tmp_path_factory.mktemp("clips")
-    for clip in sorted((TASKS / "sound_source-v1-small" / "16000" / "fold00").glob("*"))[:16]:
-        (folder / clip.name).write_bytes(clip.read_bytes())
-    return folder
 
 
 @pytest.fixture
 def config(sixteen_clips, tmp_path):
     """A run of seconds."""
-    return TrainConfig(
-        out=tmp_path / "run",
-        data=DataConfig(source=str(sixteen_clips)),
-        encoder=EncoderConfig(width=32, depth=2, heads=2, frames=96),
-        predictor=PredictorConfig(width=32, depth=1, heads=2),
-        mask=MaskConfig(context_share=0.3),
-        target=TargetConfig("latent", top_layers=2, centre=True),
-        optim=OptimConfig(steps=12, batch_size=8, base_lr=0.03),
-        ema=EmaConfig(0.9, 0.99),
-        monitor=MonitorConfig(log_every=1, collapse_every=5, save_every=3, probe_every=0),
-    )
+    return small_run(sixteen_clips, tmp_path / "run")
 
 
 def command(config, *options):
@@ -99,7 +73,7 @@ def command(config, *options):
         "compute.cpu-ranks": 1,
     }
     arguments = [text for name, value in flat.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "hear_jepa.train", "tiny", *arguments, *options]
+    return [sys.executable, "-m", "hear_jepa.train", "tiny", *arguments, "--monitor.no-pictures", *options]
 
 
 def final_weights(folder):
@@ -125,7 +99,7 @@ def test_overfits_sixteen_clips_and_serves_them(config):
         config,
         optim=OptimConfig(steps=300, batch_size=16, base_lr=0.05, warmup_share=0.05),
         ema=EmaConfig(0.99, 0.999),
-        monitor=replace(config.monitor, collapse_every=100),
+        monitor=replace(config.monitor, collapse_every=100, pictures=True),
     )
     path = loop.train(config)
     losses = [line["loss"] for line in read_metrics(config.out) if "loss" in line]
@@ -183,6 +157,7 @@ def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
     run = command(two)
     subprocess.run([run[0], *torchrun, *run[1:]], check=True, capture_output=True, timeout=300, env=quiet())
     assert_close(final_weights(two.out), final_weights(one.out))
+    assert load_checkpoint(two.out / ENCODER_FILE).provenance["ranks"] == 2
 
 
 class MeanPredictor(torch.nn.Module):

@@ -203,6 +203,8 @@ class MonitorConfig:
     """Points by which an earlier state's probe must beat the last one's to be served: less is noise."""
     save_every: int = 1000
     """Steps between saved states."""
+    pictures: bool = True
+    """Draw report.png and masks.png at the end."""
 
 
 @dataclass(frozen=True)

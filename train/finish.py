@@ -38,8 +38,9 @@ def finish(run: "Run", metrics: "MetricsLog") -> Path:
     path = run.config.out / ENCODER_FILE
     checkpoint = snapshot(run.jepa.encoders[name], run.front_end, served, provenance(run, step, scores))
     save_checkpoint(path, checkpoint, torch.float16)
-    draw_report(run.config.out)
-    draw_example_masks(run)
+    if run.config.monitor.pictures:
+        draw_report(run.config.out)
+        draw_example_masks(run)
     return path
 
 
