@@ -1,6 +1,7 @@
 """Claims about the log-mel:
 
 * it is the definition: Hann window of 400, hop 160, power, 80 mels, natural log of (mel + eps), standardised;
+* the fast Fourier transform, taken on a CPU, gives the spectrum of nnAudio's convolution;
 * frame i is centred on sample 160·i and hears 200 samples on either side; beyond its ends the audio is silence;
 * any range of frames equals the slice of the whole; one frame for every started hop, one at least;
 * it stays float32 under autocast, and TF32 is off while it runs on CUDA, back afterwards.
@@ -23,6 +24,15 @@ def test_it_is_the_definition(recordings):
     mel = power @ log_mel.mel.mel_basis.double().numpy().T
     expected = (np.log(mel + np.finfo(np.float32).eps) + 3.0) / 2.0
     np.testing.assert_allclose(log_mel(audio[None])[0].numpy(), expected.T, atol=2e-3)
+
+
+@pytest.mark.parametrize("n_fft", [400, 1024, 2048])
+def test_the_fast_fourier_transform_gives_nnaudios_spectrum(recordings, n_fft):
+    log_mel = LogMel(FrontEndConfig(n_fft=n_fft))
+    for audio in (recordings[0][None, :30000], torch.cat([recordings[1], torch.zeros(20000)])[None]):
+        expected = log_mel.mel(audio)
+        power = log_mel._power(audio)
+        torch.testing.assert_close(log_mel.mel.mel_basis @ power, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_mel_bands_are_triangles_from_50_to_8000_hz():
