@@ -2,6 +2,8 @@
 
 hear-jepa embed recordings/ --out embeddings.npz
 hear-jepa embed 'field/**/*.flac' more.txt --out timestamps.parquet --kind timestamps --hop-ms 80
+hear-jepa embed labels.csv --out windows.parquet --kind windows --window-s 5 --dtype float16
+hear-jepa embed archive/ --out archive_embeddings --shard 3/64; hear-jepa embed --status archive_embeddings
 """
 
 import argparse
@@ -18,6 +20,15 @@ from hear_jepa.errors import OptionError, printable
 from hear_jepa.files.embed import BATCH_S, CHANNELS, FILE_KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
 from hear_jepa.files.find import check_out, find_sources
 from hear_jepa.files.formats import FORMATS, FileRecord, as_text, named_output
+from hear_jepa.files.shards import (
+    array_expression,
+    check_folder,
+    columns_of,
+    join,
+    missing,
+    parse_shard,
+    write_manifest,
+)
 from hear_jepa.files.sounds import Sound
 from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
@@ -30,13 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `hear-jepa embed`."""
     parser.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="PATH",
         help="a file, folder, quoted pattern, .tar, URL, .txt list, or table",
     )
-    parser.add_argument(
-        "--out", required=True, help="NAME.npz, NAME.parquet, or a name without suffix for a folder of .npy"
-    )
+    parser.add_argument("--out", help="NAME.npz, NAME.parquet, or a name without suffix for a folder of .npy")
     parser.add_argument("--model", default="", help="a checkpoint's path, or the name of a shipped one")
     parser.add_argument(
         "--kind", choices=FILE_KINDS, default="scene", help="one embedding a file, one every --hop-ms, or one a window"
@@ -59,18 +68,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=WORKERS, help="threads that decode while the model computes")
     parser.add_argument("--truncated", choices=TRUNCATED, default="warn", help="files shorter than their header says")
     parser.add_argument("--headerless", action="store_true", help="take .g722, .gsm … from folders and patterns too")
+    parser.add_argument("--shard", metavar="I/N", help="embed share I, from 0, of N into a part of --out; auto: SLURM")
+    parser.add_argument("--status", metavar="OUT", help="only say which shares of an output are missing")
     parser.add_argument("--append", action="store_true", help="add the files that --out does not hold yet to it")
     parser.add_argument("--overwrite", action="store_true", help="replace --out, and drop what an interrupted run left")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed; return 0, or 1 if any file failed (the output and the summary say which, and why)."""
-    arguments.out = named_output(arguments.out, arguments.format)
+    if arguments.status:
+        return _print_status(Path(arguments.status))
+    if not arguments.paths or not arguments.out:
+        raise OptionError("give what to embed, and --out for the embeddings")
+    shard = parse_shard(arguments.shard) if arguments.shard else None
+    form = arguments.format or "parquet" if shard else arguments.format
+    out = Path(arguments.out) if shard else Path(named_output(arguments.out, form))
     if (arguments.kind == "windows") != (arguments.window_s is not None):
         raise OptionError("--kind windows needs --window-s, and --window-s needs --kind windows")
     found = find_sources(arguments.paths, arguments.headerless)
-    check_out(arguments.out, found.roots)
-    with EmbeddingStore(arguments.out, arguments.paths, arguments.append, arguments.overwrite) as store:
+    check_out(out, found.roots)
+    columns = []
+    if shard:
+        check_folder(out)
+        columns = columns_of(found.sounds)
+        found.sounds = [sound for sound in found.sounds if shard.takes(sound)]
+    target = out / f"{shard.stem}.{form}" if shard else out
+    with EmbeddingStore(target, arguments.paths, arguments.append, arguments.overwrite) as store:
         model = load_model(
             arguments.model,
             hop_ms=arguments.hop_ms,
@@ -78,16 +101,22 @@ def run(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             scene_hop_ms=arguments.scene_hop_ms,
         )
-        store.start(settings_of(move(model, arguments.device), arguments))
+        settings = settings_of(move(model, arguments.device), arguments)
+        if shard:
+            settings["columns"] = columns
+            join(out, shard, form, arguments.paths, settings)
+        store.start(settings)
         done = {sound for sound in found.sounds if store.is_done(sound)}
         try:
             _embed(model, store, found.sounds, done, arguments)
             records = store.finish(found.sounds)
+            if shard:
+                write_manifest(target, records)
         except KeyboardInterrupt:
             n_done, n_all = sum(map(store.is_done, found.sounds)), len(found.sounds)
             print(f"stopped; the same command resumes after {n_done} of {n_all} files", file=sys.stderr)
             raise
-    _summarise(arguments.out, records, len(done) if arguments.append else 0, found.left_out)
+    _summarise(str(target), records, len(done) if arguments.append else 0, found.left_out)
     return 1 if any(record.error is not None for record in records) else 0
 
 
@@ -167,6 +196,14 @@ def _summarise(out: str, records: list[FileRecord], n_there: int, left_out: list
     _list("embedded as far as they go (--truncated fail leaves them out)", odd, out)
     reasons = {as_text(path): "no header says what it is; --headerless takes it" for path in left_out}
     _list("left out", reasons, out)
+
+
+def _print_status(out: Path) -> int:
+    numbers, count = missing(out)
+    print(f"{count - len(numbers)} of {count} parts are finished")
+    if numbers:
+        print(f"missing: --array={array_expression(numbers)}")
+    return 1 if numbers else 0
 
 
 def _list(title: str, reasons: dict[str, str], out: str) -> None:

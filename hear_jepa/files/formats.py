@@ -128,7 +128,7 @@ def open_output(path: str | Path) -> Stored:
     if not path.exists():
         raise OptionError(f"there are no embeddings {path}: write them with `hear-jepa embed`")
     try:
-        return FORMATS[format_of(path)].open(path)
+        return _open_parts(path) if is_parts(path) else FORMATS[format_of(path)].open(path)
     except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, OptionError):
             raise
@@ -141,7 +141,25 @@ def is_output(path: str | Path) -> bool:
         stored = open_output(path)
     except OptionError:
         return False
-    return "kind" in stored.settings and FORMATS[format_of(path)].holds_nothing_else(Path(path), stored)
+    return (
+        not is_parts(path)
+        and "kind" in stored.settings
+        and FORMATS[format_of(path)].holds_nothing_else(Path(path), stored)
+    )
+
+
+def is_parts(path: str | Path) -> bool:
+    """Whether an output is a folder of parts that many machines wrote (see `hear_jepa.files.shards`)."""
+    return (Path(path) / "_dataset.json").is_file()
+
+
+def _open_parts(path: Path) -> Stored:
+    parts = [open_output(part) for part in sorted(path.glob("part-*")) if part.suffix != ".parts"]
+    if not parts:
+        raise ValueError("none of its parts is finished")
+    settings = {name: value for name, value in parts[0].settings.items() if name != "columns"}
+    records = [record for part in parts for record in part.records]
+    return Stored(settings, records, lambda: (chunk for part in parts for chunk in part.chunks()))
 
 
 def load_embeddings(path: str | Path) -> Embeddings:
@@ -203,8 +221,12 @@ def pyarrow_or_advice():
     return pyarrow
 
 
-def entry_columns(records: list[FileRecord]) -> dict[str, list]:
-    """Columns of all entries, and of the files that failed (channel None)."""
+def entry_columns(records: list[FileRecord], settings: dict[str, Any]) -> dict[str, list]:
+    """Columns of all entries, and of the files that failed (channel None).
+
+    Those that only a table of inputs brings are there where a record has them, or `settings` names them.
+    """
+    named = settings.get("columns", [])
     entries = [
         entry for record in records for entry in [(record, n) for n in range(len(record.rows))] or [(record, None)]
     ]
@@ -213,10 +235,11 @@ def entry_columns(records: list[FileRecord]) -> dict[str, list]:
         "channel": [channel for _, channel in entries],
         "duration_s": [record.duration_s for record, _ in entries],
     }
-    if any(record.excerpt for record in records):
+    if EXCERPT[0] in named or any(record.excerpt for record in records):
         for number, name in enumerate(EXCERPT):
             columns[name] = [record.excerpt[number] if record.excerpt else None for record, _ in entries]
-    for name in dict.fromkeys(name for record in records for name in record.columns):
+    extra = [name for name in named if name not in EXCERPT]
+    for name in dict.fromkeys([*extra, *(name for record in records for name in record.columns)]):
         columns[name] = [record.columns.get(name) for record, _ in entries]
     columns["warning"] = [record.warning for record, _ in entries]
     columns["error"] = [record.error for record, _ in entries]
@@ -273,7 +296,7 @@ class Npz:
         arrays = {"settings": numpy.array(json.dumps(settings)), "starts": numpy.cumsum([0, *counts], dtype="i8")}
         for name, column in zip(TIMES[settings["kind"]], joined.T, strict=True):
             arrays[name] = column
-        for name, values in entry_columns(good).items():
+        for name, values in entry_columns(good, settings).items():
             if name != "error":
                 arrays[name] = _array(values)
         failed = [record for record in records if record.error is not None]
@@ -335,7 +358,7 @@ class NpyFolder:
 
     @staticmethod
     def write(path: Path, records: list[FileRecord], rows: RowFile, settings: dict[str, Any]) -> None:
-        columns = entry_columns(records)
+        columns = entry_columns(records, settings)
         places = iter(channels_of(records))
         with atomic_path(path) as folder:
             folder.mkdir()
@@ -406,7 +429,7 @@ class Parquet:
     @staticmethod
     def write(path: Path, records: list[FileRecord], rows: RowFile, settings: dict[str, Any]) -> None:
         pyarrow = pyarrow_or_advice()
-        columns, times = entry_columns(records), TIMES[settings["kind"]]
+        columns, times = entry_columns(records, settings), TIMES[settings["kind"]]
         types = {
             "channel": pyarrow.int32(),
             "duration_s": pyarrow.float64(),

@@ -58,7 +58,7 @@ class EmbeddingStore:
         self._append, self._overwrite = append, overwrite
         if append and overwrite:
             raise OptionError("--append adds to an output, --overwrite replaces it: give one of them")
-        format_of(self.out)
+        format_of(self.out)  # raises for an unknown one
         self._open: dict[Sound, dict[int, Any]] = defaultdict(dict)  # -> channel -> spooled rows
         self._overflown: set[Sound] = set()  # whose rows the type of the output cannot hold
         self._records: dict[Key, FileRecord] = {}
