@@ -76,11 +76,12 @@ def test_keys_tell_models_apart(fake, tmp_path):
     assert load_spec(specs[1]).key not in {load_spec(spec).key for spec in specs[2:]}
 
 
-def test_keys_tell_front_ends_layers_and_scenes_apart(checkpoint):
+def test_keys_tell_front_ends_layers_scenes_and_pooling_apart(checkpoint):
     other_front_end = replace(checkpoint, front_end=FrontEndConfig(mean=0.0))
     other_layers = replace(checkpoint, served=ServedConfig(layers=(1,)))
     other_scenes = replace(checkpoint, served=ServedConfig(scene_hop_ms=40))
-    checkpoints = (checkpoint, other_front_end, other_layers, other_scenes)
+    other_pooling = replace(checkpoint, served=ServedConfig(pooling="mean+std"))
+    checkpoints = (checkpoint, other_front_end, other_layers, other_scenes, other_pooling)
     models = [loaded_module(types.ModuleType("m"), Embedder(c), "m") for c in checkpoints]
     assert len({model.key for model in models}) == len(checkpoints)
 

@@ -2,8 +2,8 @@
 
 * The share of constructed columns is the share that was put in; it is 0 where the index tells nothing, however few the
   crops, and 1 where it tells all.
-* An encoder with absolute positions has a share, and cuts of windows show in a second's embedding; one that treats
-  every column alike has neither.
+* An encoder with absolute positions has a share, and cuts of windows show in a second's embedding; one that sees every
+  column alone has neither, and rotary positions have no share.
 * Too few crops, short recordings and a second outside the recording are errors.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_checkpoint
+from conftest import SMALL, random_checkpoint
 
 from hear_jepa import Embedder
 from hear_jepa.errors import AudioError
@@ -43,7 +43,10 @@ def test_chance_is_not_counted():
 
 
 def test_positions_show_and_an_encoder_without_them_has_none(model, blind, minute):
-    assert position_share(blind, [minute], 200) < 0.01 < 0.03 < position_share(model, [minute], 200)
+    rotary = Embedder(random_checkpoint(replace(SMALL, positions="rotary-time")))
+    assert position_share(model, [minute], 200) > 0.03
+    assert position_share(blind, [minute], 200) < 0.01
+    assert position_share(rotary, [minute], 200) < 0.01
 
 
 def test_a_second_embeds_alike_wherever_windows_are_cut_if_nothing_tells_the_place(model, blind, minute):

@@ -57,10 +57,7 @@ def score_task(
     for number, (fold, seed) in enumerate(runs, start=1):
         if report:
             report(f"{protocol}, run {number} of {len(runs)}")
-        if protocol == "retrieval":
-            scored.append(retrieve_fold(task, features, fold, with_test))
-        else:
-            scored.append(score_fold(task, features, fold, fitter(task, protocol, seed, device), with_test))
+        scored.append(score_run(task, features, fold, protocol, seed=seed, device=device, with_test=with_test))
     return TaskScores([valid for valid, _ in scored], [test for _, test in scored] if with_test else None)
 
 
@@ -88,15 +85,36 @@ def main_score(task: Task, protocol: str) -> str:
     return RETRIEVAL_SCORE if protocol == "retrieval" else task.scores[0]
 
 
+def score_run(
+    task: Task,
+    features: Features,
+    fold: Fold,
+    protocol: str,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    quick: bool = False,
+    with_test: bool = True,
+) -> tuple[Scores, Scores]:
+    """One fold and seed by one of `PROTOCOLS`; (validation scores, test scores: empty without `with_test`)."""
+    if protocol == "retrieval":
+        return retrieve_fold(task, features, fold, with_test)
+    return score_fold(task, features, fold, fitter(task, protocol, seed, device, quick), with_test)
+
+
 def fitter(task: Task, protocol: str, seed: int, device: str = "cpu", quick: bool = False) -> Fit:
-    """The probe of a protocol with its seed and settings bound; the frames of an event task come in larger batches."""
-    if protocol == "knn":
-        return partial(knn_probe, device=device)
-    return partial(linear_probe, seed=seed, device=device, config=linear_config(task, quick))
+    """The probe of a protocol, linear or knn, with its seed and settings bound."""
+    probes: dict[str, Fit] = {
+        "linear": partial(linear_probe, seed=seed, config=linear_config(task, quick)),
+        "knn": knn_probe,
+    }
+    if protocol not in probes:
+        raise OptionError(f"the probe must be one of {', '.join(probes)}, not {protocol!r}")
+    return partial(probes[protocol], device=device)
 
 
 def linear_config(task: Task, quick: bool = False) -> LinearConfig:
-    """Settings of the linear probe on this task."""
+    """Settings of the linear probe on this task: the frames of an event task come in larger batches."""
     config = QUICK if quick else LinearConfig()
     return replace(config, **FRAMES) if task.kind == "event" else config
 
@@ -172,7 +190,7 @@ def probe_model(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Scores]:
-    """A quick look at a model, also one in training: by protocol, each task's first score on its validation split.
+    """A quick look at a model, also one in training: by protocol, each task's main score on its validation split.
 
     One fold and one seed, at most `max_clips` clips for training and as many for validation, the same ones every time;
     test splits are never read. `model` is what `hear_jepa.load_model` returns.
@@ -190,9 +208,8 @@ def probe_model(
         features = {split: embed_split(task, split, model) for split in clips}
         for protocol in protocols:
             check_protocol(task, protocol)
-            fit = fitter(task, protocol, seed, device, quick=True)
-            valid, _ = score_fold(task, features, fold, fit, with_test=False)
-            scores[protocol][task.name] = valid[task.scores[0]]
+            valid, _ = score_run(task, features, fold, protocol, seed=seed, device=device, quick=True, with_test=False)
+            scores[protocol][task.name] = valid[main_score(task, protocol)]
     return scores
 
 
