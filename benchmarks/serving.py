@@ -104,14 +104,14 @@ def report_timestamps(model: Embedder, alternate: Alternate) -> None:
 
 
 def report_import(rounds: int, clock: str) -> None:
-    """Seconds that `import hear_jepa` adds to `import torch, torchaudio`, each in a new process."""
+    """Seconds that `import hear_jepa` adds to `import torch`, each in a new process."""
 
     def run(extra: str) -> float:
-        timed = f"from time import {clock} as now; t = now(); import torch, torchaudio{extra}; print(now() - t)"
+        timed = f"from time import {clock} as now; t = now(); import torch{extra}; print(now() - t)"
         return float(subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True).stdout)
 
     added = statistics.median(run(", hear_jepa") - run("") for _ in range(rounds))
-    show("import hear_jepa, seconds more than torch and torchaudio", added, "at most 1")
+    show("import hear_jepa, seconds more than torch", added, "at most 1")
     code = f"import sys, hear_jepa; print(*(name for name in {UNWANTED} if name in sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     installed = [name for name in UNWANTED if importlib.util.find_spec(name)]

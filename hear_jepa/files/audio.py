@@ -19,9 +19,9 @@ from typing import BinaryIO
 import numpy
 import soundfile
 import torch
-import torchaudio
 
 from hear_jepa.errors import AudioError
+from hear_jepa.files.resampler import SincResampler
 
 SAMPLE_RATE = 16000
 NEEDS_FFMPEG = "needs ffmpeg"  # in the message of every file that installing it may open
@@ -41,7 +41,6 @@ FFMPEG_FORMATS += ",rm,tak,tta,voc,w64,wav,wv,libopenmpt,libmodplug"
 LOWEST_RATE, HIGHEST_RATE = 100, 800_000  # Hz; a header beyond would ask for days of sound, or gigabytes of filters
 TRUNCATED_S = 0.002  # of sound that a header may declare too much before the file counts as truncated
 LARGEST_DENOMINATOR = 1000
-LOWPASS_WIDTH = 16
 UNKNOWN_SIZE = 0x7FFFF000  # and above: what recorders write that do not know the length yet
 COUNTED_FORMATS = ("FLAC",)  # whose number of samples libsndfile takes from the header as it is
 
@@ -240,8 +239,8 @@ def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def _resampler(old: int, new: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(old, new, lowpass_filter_width=LOWPASS_WIDTH)
+def _resampler(old: int, new: int) -> SincResampler:
+    return SincResampler(old, new)
 
 
 def declared_duration_s(path: Path) -> float | None:
