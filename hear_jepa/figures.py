@@ -5,7 +5,7 @@ from pathlib import Path
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import OptionError
 
-NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install 'hear-jepa[plot]'"
+NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install matplotlib"
 
 
 def new_figure(width: float, height: float):

@@ -26,7 +26,7 @@ def hub_file(name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
-        raise OptionError("loading from the Hub needs huggingface_hub: pip install 'hear-jepa[hub]'") from error
+        raise OptionError("loading from the Hub needs huggingface_hub: pip install huggingface_hub") from error
     try:
         return Path(hf_hub_download(found["repository"], file, revision=found["revision"]))
     except (EntryNotFoundError, OSError, ValueError) as error:

@@ -86,7 +86,7 @@ def card_of(weights: Path, repository: str, extra: str = "") -> str:
 Audio embeddings by a Joint-Embedding Predictive Architecture, for the Python package `hear-jepa`.
 
 ```python
-import hear_jepa                                    # pip install 'hear-jepa[hub]'
+import hear_jepa                                    # needs huggingface_hub too
 model = hear_jepa.load_model("hf:{repository}")
 scene = model.embed(waveform, sample_rate)          # one embedding a recording
 embeddings, centres_ms = model.embed(waveform, sample_rate, "timestamps")

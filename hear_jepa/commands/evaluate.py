@@ -96,7 +96,7 @@ def _checked_tasks(arguments: argparse.Namespace) -> list[Task]:
     if arguments.splits == "valid" and "hear" in arguments.protocol:
         raise OptionError("--splits valid: hear-eval-kit always scores the test split; use another --protocol")
     if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("the chart needs matplotlib: pip install 'hear-jepa[eval]'")
+        raise OptionError("the chart needs matplotlib: pip install matplotlib")
     if "hear" in arguments.protocol and importlib.util.find_spec("heareval") is None:
         raise OptionError("--protocol hear needs hear-eval-kit: `make demo` installs it, docs/hear.md says how by hand")
     tasks = [read_task(folder) for folder in find_tasks(arguments.tasks_dir, arguments.tasks)]

@@ -148,6 +148,6 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, kind: str) -> 
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise OptionError("exporting to ONNX needs onnx and onnxscript: pip install 'hear-jepa[onnx]'") from error
+        raise OptionError("exporting to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from error
     names = {"input_names": ["audio"], "output_names": output_names(kind)}
     torch.onnx.export(program, (), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **names)

@@ -143,7 +143,7 @@ def _logistic_regression():
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise OptionError("training a head needs scikit-learn: pip install 'hear-jepa[label]'") from error
+        raise OptionError("training a head needs scikit-learn: pip install scikit-learn") from error
     return LogisticRegression(C=1 / PENALTY, max_iter=MAX_ITERATIONS)
 
 

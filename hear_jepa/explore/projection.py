@@ -29,7 +29,7 @@ def clusters(standard: numpy.ndarray, n: int) -> list[int]:
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
-        raise OptionError("clusters need scikit-learn: pip install 'hear-jepa[label]'") from error
+        raise OptionError("clusters need scikit-learn: pip install scikit-learn") from error
     found = MiniBatchKMeans(min(n, len(standard)), random_state=0, n_init=3).fit_predict(standard)
     rank = numpy.argsort(numpy.argsort(-numpy.bincount(found), kind="stable"))
     return rank[found].tolist()

@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 4096
 INDEX, SETTINGS = "index.csv", "settings.json"  # of a folder
 TIMES = {"timestamps": ("timestamp_ms",), "scene": ("start_s", "end_s"), "windows": ("start_s", "end_s")}
 EXCERPT = ("excerpt_start_s", "excerpt_end_s")
-NEEDS_PYARROW = "parquet files need pyarrow: pip install 'hear-jepa[parquet]', or write .npz"
+NEEDS_PYARROW = "parquet files need pyarrow: pip install pyarrow, or write .npz"
 
 
 @dataclass(frozen=True)

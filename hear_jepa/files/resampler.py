@@ -28,7 +28,7 @@ class SincResampler:
         self.filters = (torch.sinc(time) * window * corner / old).float()[:, None]  # [new, 1, 2 width + old]
 
     def __call__(self, audio: Tensor) -> Tensor:
-        """Resample float32 [channels, samples] -> [channels, ceil(samples · new / old)]; beyond the edges is silence."""
+        """Resample float32 [channels, samples] -> [channels, ceil(samples · new / old)], as if amid silence."""
         padded = F.pad(audio, (self.width, self.width + self.old))
         resampled = F.conv1d(padded[:, None], self.filters, stride=self.old)  # [channels, new, blocks]
         length = -(-audio.shape[1] * self.new // self.old)

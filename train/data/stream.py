@@ -58,7 +58,7 @@ def _open(url: str) -> IO[bytes]:
     try:
         from webdataset import gopen
     except ImportError as error:
-        raise CorpusError("reading shards from a URL needs webdataset: pip install hear-jepa[train]") from error
+        raise CorpusError("reading shards from a URL needs webdataset: pip install webdataset") from error
     return gopen(url)
 
 
