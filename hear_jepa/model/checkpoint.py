@@ -184,10 +184,7 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
 def check_header(path: Path, header: dict[str, str]) -> None:
     """Raise `CheckpointError` unless this is the header of a weights file that this package reads."""
     if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is a safetensors file but not one of hear_jepa (format {header.get('format')!r}): "
-            "`hear-jepa convert` reads the files of other families"
-        )
+        raise CheckpointError(f"{path} is a safetensors file (format {header.get('format')!r}), {_foreign(path)}")
     version = header.get("version", "")
     if version not in READABLE:
         raise CheckpointError(
@@ -311,12 +308,17 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         if _first_bytes(path) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
-                f"{path} is a pickle (.pt, .pth or .ckpt), which is never loaded here: "
-                f"turn it into our format with `hear-jepa convert {path} --out NAME.safetensors`"
+                f"{path} is a pickle (.pt, .pth or .ckpt), which is never loaded here, {_foreign(path)}"
             ) from error
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}): it is truncated or damaged; fetch it again"
         ) from error
+
+
+def _foreign(path: Path) -> str:
+    from hear_jepa.families import describe_foreign  # they are built on this module
+
+    return describe_foreign(path)
 
 
 def _first_bytes(path: Path) -> bytes:

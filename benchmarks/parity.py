@@ -1,0 +1,207 @@
+"""A converted checkpoint against its family's own code, layer by layer, on real sound.
+
+    git clone https://github.com/nttcslab/m2d          # then "1. Setup" of its README, without the evaluation
+    git clone https://github.com/aurianworld/matpac
+    pip install timm einops nnAudio pandas             # in an environment of its own
+    python benchmarks/parity.py m2d m2d
+    python benchmarks/parity.py matpac matpac
+    python benchmarks/parity.py --numbers tests/families.json m2d m2d       # the numbers that the tests expect
+
+The family's code builds each published kind of model; its weights are drawn by name (tests/foreign.py) and
+written as the family writes them, converted here, and both embed the same sound of 1, 2.08, 5 and 30 s. Both define the
+same thing where sound fills whole columns and is silent for half an analysis window at either end (theirs reflects it
+there, or leaves it out), in whole windows (theirs has a shorter last window, ours one that reaches backwards). Printed
+is |ours - theirs| / |theirs| of each layer's columns, the largest over layers, for every kind and duration.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hear_jepa import Embedder
+from hear_jepa.families import convert
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from foreign import filled, real_sound, whole_columns  # noqa: E402
+
+SECONDS = (1, 2.08, 5, 30)
+BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+SMALL = {"embed_dim": 192, "depth": 2, "num_heads": 3}
+KEPT = 16  # of so many numbers one is kept for the tests
+M2D = [
+    "m2d_vit_base-80x608p16x16-220930-mr7",
+    "m2d_vit_base-80x200p16x4-230529",
+    "m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly",
+    "m2d_s_vit_base-80x400p80x2-230201",
+    "m2d_s_vit_base-80x208p80x4-230201",
+    "m2d_clap_vit_base-80x608p16x16-240128",
+    "m2d_x_vit_base-80x200p8x16p16k-240514",
+]
+
+
+@dataclass
+class Kind:
+    """A model of a family: where its weights are, how its own code embeds, and how many frames it takes at once."""
+
+    name: str
+    path: Path
+    state: dict[str, Tensor]
+    layers: Callable[[Tensor], list[Tensor]]  # [1, samples] -> columns [T, rows * D] of every layer
+    window_frames: int
+
+    @property
+    def file(self) -> str:
+        """Its name, with the folder's where that is the model's."""
+        return self.path.name if self.path.parent.name != self.name else f"{self.name}/{self.path.name}"
+
+
+def m2d(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """Weights by the training code's models, embedded by the portable runtime."""
+    sys.path[:0] = [str(checkout / "m2d"), str(checkout / "examples")]
+    models, portable = importlib.import_module("models_mae"), importlib.import_module("portable_m2d")
+    local = portable.LocalViT
+    portable.LocalViT = lambda **options: local(**options | size)
+    for name in M2D:
+        image, patch, _, kind, _ = portable.parse_sizes_by_name(name)
+        options = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "mlp_ratio": 4}
+        if "_x_" in name or "_s_" in name or "_clap_" in name:
+            options["off_emb_dim"] = size["embed_dim"]
+        training = {"m2d": models.M2DViT, "as": models.M2D_AS_ViT, "s": models.M2D_S_ViT, "x": models.M2D_X_ViT}
+        training["clap"] = models.M2D_CLAP_ViT
+        model = training[kind.split("_vit")[0].removeprefix("m2d_") or "m2d"](
+            img_size=image,
+            patch_size=patch,
+            in_chans=1,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            **options,
+            **size,
+        )
+        state = filled(model.state_dict(), kept=("pos_embed",))
+        if "220930" in name:
+            del state["norm_stats"]
+        path = folder / name / "checkpoint-300.pth"
+        path.parent.mkdir()
+        arguments = argparse.Namespace(model=kind, input_size=image)
+        torch.save({"model": state, "optimizer": {}, "epoch": 300, "args": arguments}, path)
+        runtime = portable.PortableM2D(str(path))
+        rows = image[0] // patch[0]
+        yield Kind(name, path, state, partial(hooked, runtime, runtime.backbone, rows), image[1])
+
+
+def matpac(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """Weights and embeddings by the inference package, which is padded by hand: it has no centred frames."""
+    sys.path.insert(0, str(checkout / "inference_matpac"))
+    encoder = importlib.import_module("matpac.encoder")
+    encoder.encoder_layers_config.__hash__ = object.__hash__  # its default of a dataclass, which Python 3.11 refuses
+    own, pieces = importlib.import_module("matpac.model"), importlib.import_module("matpac.utils")
+    for name, frames in (("matpac_plus_6s_2048_enconly.pt", 608), ("matpac_plus_as_48_1_map_enconly.pt", 992)):
+        config = own.general_config(encoder=encoder.encoder_layers_config(**size), n_t=frames)
+        model = own.matpac_wrapper(pull_time_dimension=False, cfg=config).eval()
+        positions = pieces.get_2d_sincos_pos_embed(size["embed_dim"], model.grid_size(), cls_token=True)
+        model.pos_embed.data.copy_(torch.from_numpy(positions).float()[None])
+        state = filled(model.state_dict(), kept=("pos_embed", "window", "fb"))
+        model.load_state_dict(state)
+        path = folder / name
+        torch.save(state, path)
+
+        def layers(audio: Tensor, model: torch.nn.Module = model) -> list[Tensor]:
+            raw = list(model(F.pad(audio, (200, 200)))[1][0])
+            return [*(normalised(layer, 5) for layer in raw[:-1]), raw[-1]]
+
+        yield Kind(name, path, state, layers, frames)
+
+
+FAMILIES = {"m2d": m2d, "matpac": matpac}
+
+
+def normalised(columns: Tensor, rows: int) -> Tensor:
+    """A middle layer [T, rows * D] as it is served: each token after a LayerNorm without parameters."""
+    tokens = columns.unflatten(-1, (rows, -1))
+    return F.layer_norm(tokens, tokens.shape[-1:]).flatten(-2)
+
+
+def hooked(runtime: torch.nn.Module, backbone: torch.nn.Module, rows: int, audio: Tensor) -> list[Tensor]:
+    """The outputs of every block while the runtime encodes, and of the last LayerNorm in place of the last block's."""
+    outputs: dict[int, list[Tensor]] = {}
+
+    def keep(number: int, _: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
+        tokens = output[0, 1:].unflatten(0, (rows, -1)).transpose(0, 1)  # [T, rows, D]
+        outputs.setdefault(number, []).append(tokens.flatten(1))
+
+    modules = [*list(backbone.blocks)[:-1], backbone.norm]
+    handles = [module.register_forward_hook(partial(keep, number)) for number, module in enumerate(modules)]
+    encoded = runtime.encode(audio)[0]
+    for handle in handles:
+        handle.remove()
+    layers = [torch.cat(outputs[number]) for number in range(len(modules))]
+    assert torch.equal(layers[-1], encoded)
+    return [*(normalised(layer, rows) for layer in layers[:-1]), layers[-1]]
+
+
+def sound_for(model: Embedder, seconds: float) -> Tensor:
+    """Of 16 kHz; a model of 32 kHz hears it at double speed, with sound up to its highest band."""
+    config = model.log_mel.config
+    column = config.hop_length * model.grid.patch_frames
+    return real_sound(whole_columns(seconds, model.sample_rate, column), config.n_fft)
+
+
+def compare(kind: Kind, model: Embedder, sound: Tensor) -> tuple[float, int]:
+    """Largest relative difference over layers, and the number of columns compared."""
+    theirs = torch.stack(kind.layers(sound[None]))  # [L, T, rows * D]
+    ours = model.columns(sound[None])[0].unflatten(1, (len(theirs), -1)).transpose(0, 1)
+    assert ours.shape[1] >= theirs.shape[1] - 1, (ours.shape, theirs.shape)
+    count, window = theirs.shape[1], model.grid.columns
+    if count > window:
+        whole = count // window if kind.window_frames % model.grid.patch_frames == 0 else 1
+        count = whole * window
+    difference = (ours - theirs)[:, :count] if count < theirs.shape[1] else ours - theirs
+    return (difference.flatten(1).norm(dim=1) / theirs[:, :count].flatten(1).norm(dim=1)).max().item(), count
+
+
+def expected_numbers(kind: Kind, model: Embedder) -> dict:
+    """What tests/test_families.py needs: names and shapes, and a few numbers of their code."""
+    theirs = torch.stack(kind.layers(sound_for(model, 1)[None]))[:, :2, ::KEPT]
+    return {
+        "file": kind.file,
+        "shapes": {name: list(tensor.shape) for name, tensor in kind.state.items()},
+        "columns": [[[round(x, 4) for x in column] for column in layer] for layer in theirs.tolist()],
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("checkout", type=Path, help="folder with the family's own code")
+    parser.add_argument("--numbers", type=Path, help="add the numbers of small models to this file instead")
+    arguments = parser.parse_args()
+    size = SMALL if arguments.numbers else BASE
+    numbers = json.loads(arguments.numbers.read_text()) if arguments.numbers and arguments.numbers.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), size):
+            checkpoint, _ = convert(kind.path)
+            model = Embedder(checkpoint, layers=list(range(1, checkpoint.encoder.depth + 1)))
+            if arguments.numbers:
+                numbers[kind.name] = {"family": arguments.family} | expected_numbers(kind, model)
+            for seconds in (1,) if arguments.numbers else SECONDS:
+                error, count = compare(kind, model, sound_for(model, seconds))
+                print(f"| {kind.name} | {seconds} s | {count} | {error:.1e} |", flush=True)
+            kind.path.unlink()
+    if arguments.numbers:
+        arguments.numbers.write_text(json.dumps(numbers, indent=None, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""MATPAC and MATPAC++ (Quelennec et al. 2025): an M2D-like ViT whose blocks lie behind `student_encoder.`.
+
+Its own code computes the same log-mel as ours with torchaudio, but without padding: its frame `i` starts, ours is
+centred, at sample `160 · i`. What is served is the same frames, 12.5 ms of silence earlier.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from hear_jepa.errors import OptionError
+from hear_jepa.families.adapted import (
+    Adapted,
+    Asked,
+    check_positions,
+    leave_out,
+    patch_sides,
+    require,
+    shape_of,
+    standardisation,
+    time_major,
+)
+from hear_jepa.model.front_end import FrontEndConfig
+
+TITLE = "MATPAC or MATPAC++"
+ORIGIN = "https://github.com/aurianworld/matpac"
+LICENCE = "unknown"  # the repository names none
+ENCODER = "student_encoder."
+LEFT_OUT = ("decoder", "teacher_", "mcl_heads", "cls_student_head", "cls_teacher_head", "cls_head", "head", "probe")
+FRONT_END_BUFFERS = ("log_mel.",)
+MEAN_STD = (-7.056, 4.193)
+N_MELS = 80
+
+
+def recognise(names: Collection[str], file_name: str) -> bool:
+    """The student is named so by no other family."""
+    return f"{ENCODER}norm.weight" in names and "pos_embed" in names
+
+
+def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
+    """The student encoder."""
+    if asked.encoder is not None:
+        raise OptionError("--encoder is an option of the paper's files: of a MATPAC file the student is served")
+    found, left_out = leave_out(source, state, (*LEFT_OUT, *FRONT_END_BUFFERS))
+    weights = {name.removeprefix(ENCODER): tensor.float() for name, tensor in found.items()}
+    patch_mels, patch_frames = patch_sides(source, weights)
+    rows = N_MELS // patch_mels
+    positions = require(source, weights, "pos_embed")
+    weights |= {
+        "patch_embed.proj.weight": weights["patch_embed.proj.weight"].flatten(1),
+        "class_token": (require(source, weights, "cls_token") + positions[:, :1]).flatten(),
+        "pos_embed": time_major(source, positions[:, 1:], rows),
+    }
+    del weights["cls_token"]
+    check_positions(source, weights["pos_embed"], rows)
+    mean, std, note = standardisation(asked, MEAN_STD, "those of MATPAC's own code; the file holds none")
+    known = {"n_freq_patches": rows, "patch_mels": patch_mels, "patch_frames": patch_frames, "norm_eps": 1e-6}
+    return Adapted(
+        encoder=shape_of(weights, asked, **known),
+        weights=weights,
+        front_end=replace(FrontEndConfig(n_mels=N_MELS), mean=mean, std=std),
+        notes=[note],
+        left_out=left_out,
+    )
