@@ -1,22 +1,26 @@
-"""The recipe for freely licensed audio.
+"""The recipes for freely licensed audio.
 
 Claims:
-* The list stays what the documentation says: at most 60 packages and 1.35 GB for 25 hours and more, each package once,
-  none of those that tests/tasks is made of, none under terms that forbid a use.
-* Its rules give every file of a package a known domain, and example paths the right one.
+* The lists stay what the documentation says: each entry once, 45 hours and more, none of the packages that tests/tasks
+  is made of, none under terms that forbid a use, every repository at a full commit.
+* Their rules give every file of a package a known domain, and example paths the right one.
 * Of a package the audio is kept, that inside archives too, and nothing else but the copyright; the record names the
   version that the archive offered, not the one surveyed.
 * What is there is kept: no second download, no second unpacking; a damaged download or a lost file is made good.
-* A package that fails is named with the reason and does not stop the rest.
+* A package or a repository that fails is named with the reason and does not stop the rest.
 * Without apt-get or dpkg-deb the command says so, in one line, and ends with 2.
-* The mapping written for `prepare` sorts files as the list's rules do; the whole command ends in shards.
+* Of a repository the audio that the rules keep is taken at the commit listed, identical files once, beside the files
+  that state its licence; pointers, missing blobs and links are left out; without its licence it is refused.
+* The mapping written for `prepare` sorts files as the lists' rules do and caps music; both recipes share their shards.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import wave
 import zipfile
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,15 +28,22 @@ import pytest
 
 from hear_jepa.errors import CorpusError
 from hear_jepa.train.corpus import __main__ as command
-from hear_jepa.train.corpus import debian
-from hear_jepa.train.corpus.catalogue import DOMAINS, SKIP, Package, load_catalogue, select
-from hear_jepa.train.corpus.domains import Mapping
+from hear_jepa.train.corpus import debian, git
+from hear_jepa.train.corpus.catalogue import (
+    DOMAINS,
+    Package,
+    Repository,
+    domain_of,
+    load_packages,
+    load_repositories,
+    select,
+)
+from hear_jepa.train.corpus.domains import SKIP, Mapping
+from hear_jepa.train.corpus.records import write_mapping
 
 USED_BY_TESTS = {
-    "ktuberling-data",
     "klettres-data",
     "hydrogen-drumkits",
-    "hydrogen-drumkits-effects",
     "hydrogen-data",
     "gcompris-qt-data",
     "openttd-opensfx",
@@ -123,23 +134,17 @@ def downloads(archive: Path) -> int:
     return (archive / "asked").read_text().count("download")
 
 
-def test_list_keeps_its_limits():
-    catalogue = load_catalogue()
-    names = [package.package for package in catalogue]
-    assert 0 < len(names) <= 60
+def test_lists_keep_their_limits():
+    packages, repositories = load_packages(), load_repositories()
+    names = [entry.name for entry in (*packages, *repositories)]
     assert len(set(names)) == len(names)
-    assert sum(package.megabytes for package in catalogue) <= 1350
-    assert sum(sum(package.hours.values()) for package in catalogue) >= 25
+    assert sum(sum(package.hours.values()) for package in packages) >= 45
     assert not USED_BY_TESTS & set(names)
-    for package in catalogue:
-        assert package.licence and "NC" not in package.licence and "ND" not in package.licence
-        assert set(package.hours) == set(DOMAINS)
-
-
-def test_rules_cover_every_path_with_a_known_domain():
-    for package in load_catalogue():
-        assert {domain for _, domain in package.rules} <= {*DOMAINS, SKIP}
-        assert package.domain("usr/share/anything/at/all.ogg") in DOMAINS
+    for entry in (*packages, *repositories):
+        assert entry.licence and "NC" not in entry.licence and "ND" not in entry.licence
+        assert {domain for _, domain in entry.rules} <= {*DOMAINS, SKIP}
+    assert all(set(package.hours) == set(DOMAINS) for package in packages)
+    assert all(len(repository.commit) == 40 and repository.evidence for repository in repositories)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +168,12 @@ def test_rules_cover_every_path_with_a_known_domain():
     ],
 )
 def test_rules_know_their_packages(name, path, domain):
-    assert select(load_catalogue(), [name])[0].domain(path) == domain
+    assert domain_of(select(load_packages(), [name])[0].rules, path) == domain
 
 
 def test_unknown_package_is_refused_by_name():
     with pytest.raises(CorpusError, match="no-such-package"):
-        select(load_catalogue(), ["bb", "no-such-package"])
+        select(load_packages(), ["bb", "no-such-package"])
 
 
 @needs_dpkg
@@ -225,25 +230,26 @@ def test_missing_tools_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command.main(["debian", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("corpora: apt-get and dpkg-deb not found")
-    assert "hear_jepa.train.corpus.prepare" in message
+    assert message.startswith("corpus: apt-get and dpkg-deb not found")
+    assert "hear_jepa.train.corpus files" in message
 
 
 @needs_dpkg
-def test_mapping_sorts_as_the_rules_do(archive, tmp_path):
+def test_mapping_sorts_as_the_rules_do_and_caps_music(archive, tmp_path):
     records, _ = debian.fetch([package()], tmp_path / "out")
-    debian.write_mapping([package()], records, tmp_path / "domains.tsv")
+    write_mapping([(package(), records[0]["version"])], tmp_path / "domains.tsv")
     mapping = Mapping(tmp_path / "domains.tsv")
     for file in records[0]["files"]:
         origin = mapping(tmp_path, f"chirps/{file['path']}")
-        assert origin.domain == package().domain(file["path"])
+        assert origin.domain == domain_of(package().rules, file["path"])
+        assert origin.longest_s == (90 if origin.domain == "music" else float("inf"))
         if origin.domain != SKIP:
             assert (origin.source, origin.licence) == ("debian:chirps=2.0-1", "CC0-1.0")
 
 
 @needs_dpkg
 def test_command_ends_in_shards(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "load_catalogue", lambda: [package("absent"), package()])
+    monkeypatch.setattr(command, "load_packages", lambda: [package("absent"), package()])
     out = tmp_path / "out"
     assert command.main(["debian", "--out", str(out), "--workers", "1"]) == 1  # one package is missing
     manifest = json.loads((out / "shards/manifest.json").read_text())
@@ -258,10 +264,10 @@ def test_command_ends_in_shards(archive, tmp_path, monkeypatch):
 
 
 @needs_dpkg
-def test_given_again_the_command_takes_in_what_was_missing(archive, tmp_path, monkeypatch):
+def test_the_same_command_again_takes_in_what_was_missing(archive, tmp_path, monkeypatch):
     """The shards of a part are replaced by those of the whole; complete ones are left alone."""
     out, part, whole = tmp_path / "out", package(), package("whistles")
-    monkeypatch.setattr(command, "load_catalogue", lambda: [part, whole])
+    monkeypatch.setattr(command, "load_packages", lambda: [part, whole])
     arguments = ["debian", "--out", str(out), "--workers", "1"]
     assert command.main(arguments) == 1
     before = json.loads((out / "shards/manifest.json").read_text())
@@ -274,3 +280,91 @@ def test_given_again_the_command_takes_in_what_was_missing(archive, tmp_path, mo
     stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
     assert command.main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps
+
+
+# ---------------------------------------------------------------- repositories
+
+
+def run_git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def mirror(tmp_path) -> tuple[Path, Repository]:
+    """A mirror of one repository, whose newest commit is not the one listed and which lacks a blob, and its entry."""
+    tree, mirror = tmp_path / "tree", tmp_path / "mirror"
+    for name, seed in (("a/bird.wav", 1), ("b/same.wav", 1), ("songs/é.wav", 2), ("a/lost.wav", 3), ("a/bad.wav", 4)):
+        write_wav(tree / name, seed)
+    (tree / "a/pointer.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (tree / "a/notes.md").write_text("not sound")
+    (tree / "LICENCE.md").write_text("CC0")
+    (tree / "a/link.wav").symlink_to("bird.wav")
+    run_git(tmp_path, "init", "--quiet", str(tree))
+    run_git(tree, "add", "--all")
+    run_git(tree, "commit", "--quiet", "-m", "sounds")
+    commit, lost = run_git(tree, "rev-parse", "HEAD"), run_git(tree, "rev-parse", "HEAD:a/lost.wav")
+    (tree / "a/bird.wav").unlink()
+    run_git(tree, "commit", "--quiet", "--all", "-m", "no birds")
+    bare = mirror / "birds+chirps" / "repo"
+    bare.parent.mkdir(parents=True)
+    run_git(tmp_path, "clone", "--quiet", "--bare", "--no-local", str(tree), str(bare))
+    for pack_file in (bare / "objects/pack").glob("*.pack"):
+        loose = tmp_path / pack_file.name
+        shutil.move(pack_file, loose)
+        with open(loose, "rb") as packed:
+            subprocess.run(["git", "-C", bare, "unpack-objects", "-q"], stdin=packed, check=True)
+    (bare / "objects" / lost[:2] / lost[2:]).unlink()
+    rules = (("a/bad*", SKIP), ("songs/*", "music"), ("*", "environment"))
+    return mirror, Repository("birds/chirps", commit, "CC0-1.0", ("LICENCE*",), rules)
+
+
+def test_a_repository_is_taken_at_its_commit_with_its_licence(mirror, tmp_path):
+    folder, repository = mirror
+    out = tmp_path / "out"
+    (record,), failures = git.fetch([repository], out, folder)
+    assert failures == []
+    audio = out / "audio/git-birds-chirps"
+    kept = {path.relative_to(audio).as_posix() for path in audio.rglob("*") if path.is_file()}
+    assert kept == {"a/bird.wav", "songs/é.wav", "LICENCE.md"}
+    assert {file["path"] for file in record["files"]} == {"a/bird.wav", "songs/é.wav"}
+    reasons = {item["path"]: item["reason"] for item in record["left_out"]}
+    assert reasons == {"a/lost.wav": "not in this clone", "a/pointer.wav": "a Git-LFS pointer, not the sound"}
+    shutil.rmtree(folder / "birds+chirps")
+    assert git.fetch([repository], out, folder) == ([record], [])  # what is there is not read again
+    other = replace(repository, rules=(("*", "environment"),))
+    assert git.fetch([other], out, folder)[1] == [{"repository": "birds/chirps", "reason": f"not in {folder}"}]
+
+
+def test_a_repository_without_its_commit_or_its_licence_fails_alone(mirror, tmp_path):
+    folder, repository = mirror
+    wrong = [replace(repository, commit="0" * 40), replace(repository, evidence=("COPYING",)), repository]
+    records, failures = git.fetch(wrong, tmp_path / "out", folder)
+    assert len(records) == 1
+    assert [failure["reason"].split(",")[0] for failure in failures] == [
+        f"commit {'0' * 40} is not in {folder / 'birds+chirps/repo'}",
+        "COPYING",
+    ]
+    with pytest.raises(CorpusError, match="no such folder; --mirror"):
+        git.fetch(wrong, tmp_path / "out", tmp_path / "nowhere")
+
+
+@needs_dpkg
+def test_both_recipes_share_their_shards(archive, mirror, tmp_path, monkeypatch):
+    folder, repository = mirror
+    monkeypatch.setattr(command, "load_packages", lambda: [package()])
+    monkeypatch.setattr(command, "load_repositories", lambda: [repository])
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(shutil.which('git', path=os.defpath)).parent}")
+    out = tmp_path / "out"
+    common = ["--out", str(out), "--workers", "1"]
+    assert command.main(["debian", *common]) == 0
+    assert command.main(["git", *common, "--mirror", str(folder)]) == 0
+    manifest = json.loads((out / "shards/manifest.json").read_text())
+    # the repository's bird and song are those of the package: only the sources tell
+    assert {name.split("@")[0].split("=")[0] for name in manifest["sources"]} <= {"debian:chirps", "git:birds/chirps"}
+    assert sum(domain["clips"] for domain in manifest["domains"].values()) == 3
+    assert sum("duplicate" in item["reason"] for item in manifest["skipped"]) == 2
+    corpus = json.loads((out / "corpus.json").read_text())
+    assert len(corpus["packages"]) == len(corpus["repositories"]) == 1

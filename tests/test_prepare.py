@@ -4,7 +4,8 @@
 * Silence, clipping, NaN, too short, unreadable and duplicate material is left out, each listed with its reason.
 * Long files are split at 30 s and nothing is lost between the parts.
 * The manifest's counts, hours, and checksums are those of the shards.
-* Killed at any write and run again, and with any number of workers, the shards and the manifest are the same bytes.
+* Killed at any write and run again, which repeats no finished file, and with any number of workers, the shards and the
+  manifest are the same bytes.
 * What sounds in an excluded folder is left out, also re-encoded, resampled or cut; what does not is kept.
 * The mapping gives domain, source and licence by path: exact paths first, then the first glob; the rest is left out.
 * Folders that cannot be prepared or written to are refused with the remedy.
@@ -14,6 +15,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -23,10 +25,11 @@ import pytest
 import soundfile
 
 from hear_jepa.errors import CorpusError
+from hear_jepa.train.corpus import packing, staging
+from hear_jepa.train.corpus import prepare as prepare_module
+from hear_jepa.train.corpus.__main__ import main
 from hear_jepa.train.corpus.domains import Mapping
-from hear_jepa.train.corpus.journal import Corpus
-from hear_jepa.train.corpus.prepare import main, prepare
-from hear_jepa.train.data.shards import ShardWriter
+from hear_jepa.train.corpus.prepare import prepare
 
 RATE = 16000
 
@@ -154,26 +157,23 @@ class Kill(BaseException):
 
 
 def crash_at(monkeypatch, moment: int) -> None:
-    """Die at the `moment`-th write: after it if it is to a shard, in the middle of it if it is to the journal."""
+    """Die at the `moment`-th file that is added to a tar, or moved to its place, before or after it."""
     writes = itertools.count(1)
 
-    def dying(write, half):
-        def dies(self, *arguments):
-            if next(writes) != moment:
-                return write(self, *arguments)
-            half(self, *arguments)
-            raise Kill
+    def dying(write):
+        def dies(*arguments):
+            number = next(writes)
+            if number == 2 * moment:
+                raise Kill
+            write(*arguments)
+            if number == 2 * moment + 1:
+                raise Kill
 
         return dies
 
-    def half_a_line(corpus, line):
-        corpus._journal.write('{"clips": [["abc')
-        corpus._journal.flush()
-
-    monkeypatch.setattr(Corpus, "_write_line", dying(Corpus._write_line, half_a_line))
-    for name in ("add", "finish_shard"):
-        whole = getattr(ShardWriter, name)
-        monkeypatch.setattr(ShardWriter, name, dying(whole, whole))
+    for module in (staging, packing):
+        monkeypatch.setattr(module, "add_member", dying(module.add_member))
+    monkeypatch.setattr(staging.os, "replace", dying(os.replace))
 
 
 def test_killed_at_any_write_the_rerun_makes_the_same_bytes(tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_killed_at_any_write_the_rerun_makes_the_same_bytes(tmp_path, monkeypatc
     expected = digests(tmp_path / "once")
     assert len(expected) > 5
     killed = 0
-    for moment in itertools.count(1):
+    for moment in itertools.count(0):
         with monkeypatch.context() as patch:
             crash_at(patch, moment)
             try:
@@ -193,9 +193,34 @@ def test_killed_at_any_write_the_rerun_makes_the_same_bytes(tmp_path, monkeypatc
         quietly([tmp_path / "source"], tmp_path / "again", shard_mb=0.02)
         assert digests(tmp_path / "again") == expected, moment
         shutil.rmtree(tmp_path / "again")
-        if killed < moment:
+        if killed <= moment:
             break
     assert killed > 15
+
+
+def test_a_kill_loses_no_finished_file(tmp_path, monkeypatch):
+    """What was staged is not decoded again, unless a power cut has shortened it or the settings are others."""
+    write_tree(tmp_path / "source", {f"x/{i}.wav": sound(i, 0.5) for i in range(4)})
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        patch.setattr(prepare_module, "pack", lambda *_: (_ for _ in ()).throw(Kill()))
+        quietly([tmp_path / "source"], tmp_path / "out")
+    cut = sorted((tmp_path / "out/staged").glob("*.tar"))[0]
+    cut.write_bytes(cut.read_bytes()[:3000])
+    decoded, stage = [], staging.stage
+    monkeypatch.setattr(prepare_module, "stage", lambda file, *rest: decoded.append(file.staged) or stage(file, *rest))
+    quietly([tmp_path / "source"], tmp_path / "out")
+    assert decoded == [cut] and not (tmp_path / "out/staged").exists()
+
+
+@pytest.mark.parametrize("rate", [16000, 32000])
+def test_shards_are_at_the_rate_asked_for(tmp_path, rate):
+    write_tree(tmp_path / "source", {"x/0.wav": sound(0, 1.0, 32000)}, 32000)
+    manifest = quietly([tmp_path / "source"], tmp_path / "out", rate=rate)
+    assert manifest.sample_rate == rate and manifest.hours["x"] == pytest.approx(1 / 3600)
+    with tarfile.open(tmp_path / "out/x-000000.tar") as tar:
+        flac = next(tar.extractfile(member).read() for member in tar if member.name.endswith(".flac"))
+    samples, found = soundfile.read(io.BytesIO(flac), dtype="int16")
+    assert found == rate and len(samples) == rate
 
 
 def test_workers_do_not_change_the_shards(tmp_path):
@@ -285,7 +310,7 @@ def test_unusable_folders_and_mappings_are_refused(tmp_path, capsys):
     with pytest.raises(CorpusError, match="empty: no audio"):
         quietly([empty], tmp_path / "out")
     (empty / "text.txt").touch()
-    assert main([str(empty), "--out", str(tmp_path / "out")]) == 2
+    assert main(["files", str(empty), "--out", str(tmp_path / "out")]) == 2
     assert "no audio" in capsys.readouterr().err
     with pytest.raises(CorpusError, match="nowhere: no such folder"):
         quietly([tmp_path / "nowhere"], tmp_path / "out")

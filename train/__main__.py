@@ -1,6 +1,6 @@
 """Pretrain an encoder.
 
-    python -m hear_jepa.train.corpus.prepare MUSIC/ SPEECH/ --out shards
+    python -m hear_jepa.train.corpus files MUSIC/ SPEECH/ --out shards
     python -m hear_jepa.train tiny --data.source shards                            # two CPU cores
     python -m hear_jepa.train tiny --data.source shards --out runs/tiny --resume   # after a kill
     torchrun --nproc-per-node 8 -m hear_jepa.train paper --data.source shards      # 8 GPUs

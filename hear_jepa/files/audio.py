@@ -27,7 +27,23 @@ SAMPLE_RATE = 16000
 NEEDS_FFMPEG = "needs ffmpeg"  # in the message of every file that installing it may open
 # Kept from libsndfile, which takes some headerless ones for MP3.
 FFMPEG_SUFFIXES = frozenset(
-    [".g722", ".gsm", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".ape", ".wv", ".tta", ".mka", ".webm", ".ac3"]
+    [
+        ".g722",
+        ".gsm",
+        ".3gp",
+        ".m4a",
+        ".m4b",
+        ".mp4",
+        ".aac",
+        ".wma",
+        ".amr",
+        ".ape",
+        ".wv",
+        ".tta",
+        ".mka",
+        ".webm",
+        ".ac3",
+    ]
     + [".it", ".mod", ".s3m", ".xm"]
 )
 SOUNDFILE_SUFFIXES = frozenset(

@@ -1,57 +1,102 @@
-"""The list of freely licensed packages and the rules that give each of their files a domain.
+"""The lists of free sound, `debian.json` and `git.json`, and the rules that give each of their files a domain.
 
-`debian.json` holds one object a package: its name, the version surveyed, the licence of its audio as Debian records
-it, the size of the download in MB, the hours of each domain, and rules. A rule is a pair (glob, domain) tried in order
-on the file's path inside the package (`*` also matches `/`); the first match decides. The domain "skip" leaves the file
-out: digital silence, single wave cycles, quotations of films, and sounds known to be in benchmarks too.
+An entry names a package or a repository, the licence of its sounds, and rules. A rule is a pair (glob, domain) tried in
+order on the file's path inside it (`*` also matches `/`); the first match decides. The domain "skip" leaves the file
+out, as does no match: digital silence, single wave cycles, quotations of films, sounds under other terms, and sounds
+known to be in benchmarks too.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from hear_jepa.errors import CorpusError
+from hear_jepa.train.corpus.domains import SKIP
 
 DOMAINS = ("environment", "music", "speech")
-SKIP = "skip"
-DEBIAN = Path(__file__).with_name("debian.json")
+Rules = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package of the list: what a survey found, and how its files are sorted into domains."""
+    """A Debian package: what a survey found, and how its files are sorted into domains."""
 
     package: str
     version: str  # surveyed; the archive may offer another by now
     licence: str
     megabytes: float  # of the download
     hours: dict[str, float]  # by domain, as surveyed, duplicates counted once
-    rules: tuple[tuple[str, str], ...]  # (glob, domain); the first match decides
+    rules: Rules
 
-    def domain(self, path: str) -> str:
-        """The domain of the file at `path` inside the package: one of `DOMAINS`, or `SKIP`."""
-        for pattern, domain in self.rules:
-            if fnmatchcase(path, pattern):
-                return domain
-        return SKIP
+    @property
+    def name(self) -> str:
+        """The package's name."""
+        return self.package
+
+    @property
+    def folder(self) -> str:
+        """Its folder in OUT/audio."""
+        return self.package
 
 
-def load_catalogue(path: Path = DEBIAN) -> list[Package]:
-    """Read the list of packages; raises `CorpusError` where it cannot be read."""
+@dataclass(frozen=True)
+class Repository:
+    """A public Git repository at one commit; `evidence` are globs of the files that state the licence."""
+
+    repository: str  # owner/name
+    commit: str
+    licence: str
+    evidence: tuple[str, ...]
+    rules: Rules
+
+    @property
+    def name(self) -> str:
+        """owner/name."""
+        return self.repository
+
+    @property
+    def folder(self) -> str:
+        """Its folder in OUT/audio."""
+        return f"git-{self.repository.replace('/', '-')}"
+
+
+def domain_of(rules: Rules, path: str) -> str:
+    """The domain of the file at `path`: one of `DOMAINS`, or `SKIP`."""
+    return next((domain for pattern, domain in rules if fnmatchcase(path, pattern)), SKIP)
+
+
+def load_packages() -> list[Package]:
+    """The list of Debian packages; raises CorpusError where it cannot be read."""
+    return _load("debian.json", Package)
+
+
+def load_repositories() -> list[Repository]:
+    """The list of repositories; raises CorpusError where it cannot be read."""
+    return _load("git.json", Repository)
+
+
+def _load(file: str, kind: type) -> list[Any]:
+    path = Path(__file__).with_name(file)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return [Package(**{**entry, "rules": tuple(map(tuple, entry["rules"]))}) for entry in entries]
+        for entry in entries:
+            entry["rules"] = tuple(map(tuple, entry["rules"]))
+            if "evidence" in entry:
+                entry["evidence"] = tuple(entry["evidence"])
+        return [kind(**entry) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CorpusError(f"{path}: not a list of packages ({error}); reinstall hear_jepa") from error
+        raise CorpusError(f"{path}: not a list of free sound ({error}); reinstall hear_jepa") from error
 
 
-def select(catalogue: list[Package], names: list[str] | None) -> list[Package]:
-    """The packages called `names`, all where it is None; raises `CorpusError` for a name that is not listed."""
+def select(catalogue: Sequence[Any], names: Sequence[str] | None) -> list[Any]:
+    """The entries called `names`, all where it is None; raises CorpusError for a name that is not listed."""
     if names is None:
-        return catalogue
-    listed = {package.package: package for package in catalogue}
+        return list(catalogue)
+    listed = {entry.name: entry for entry in catalogue}
     unknown = [name for name in names if name not in listed]
     if unknown:
-        raise CorpusError(f"not in the list of packages: {', '.join(unknown)}; --list shows what there is")
+        raise CorpusError(f"not in the list: {', '.join(unknown)}; --list shows what there is")
     return [listed[name] for name in names]

@@ -20,7 +20,7 @@ FULL_SCALE = 0.99
 
 
 @dataclass(frozen=True)
-class Clip:
+class Excerpt:
     """At most 30 s of a file: `samples` int16 [n], starting `start_s` seconds into it."""
 
     samples: np.ndarray
@@ -40,23 +40,22 @@ class Skipped:
     reason: str
 
 
-def clips_of(
+def excerpts(
     path: Path, name: str, longest_s: float = math.inf, sample_rate: int = SAMPLE_RATE
-) -> Iterator[Clip | Skipped]:
-    """Yield the usable clips of a file's first `longest_s` seconds (in whole pieces of 30 s), in order, and a Skipped
-    named `name` for what is not usable."""
+) -> Iterator[Excerpt | Skipped]:
+    """Yield the usable parts of a file's first `longest_s` seconds (in whole pieces of 30 s), in order, and a Skipped
+    named `name` for what is not usable. A file that turns out damaged ends with a Skipped."""
     count = None if math.isinf(longest_s) else math.ceil(longest_s / LONGEST_S)
     try:
-        pieces = list(itertools.islice(_pieces(path, sample_rate), count))
+        for index, audio in enumerate(itertools.islice(_pieces(path, sample_rate), count)):
+            start_s = index * LONGEST_S
+            whole = index == 0 and len(audio) < LONGEST_S * sample_rate
+            if reason := unusable(audio, sample_rate):
+                yield Skipped(name if whole else f"{name} from {start_s:g} s", reason)
+            else:
+                yield Excerpt(to_int16(audio), start_s)
     except (AudioError, OSError, RuntimeError) as error:
         yield Skipped(name, f"unreadable: {str(error).removeprefix(f'{path}: ')}")
-        return
-    for index, audio in enumerate(pieces):
-        start_s = index * LONGEST_S
-        if reason := unusable(audio, sample_rate):
-            yield Skipped(name if len(pieces) == 1 else f"{name} from {start_s:g} s", reason)
-        else:
-            yield Clip(to_int16(audio), start_s)
 
 
 def unusable(audio: np.ndarray, sample_rate: int) -> str:

@@ -8,8 +8,6 @@ Each stage is taken up where it stopped: a package whose audio agrees with its r
 that is complete is not repeated. What was half unpacked is unpacked anew.
 """
 
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -21,8 +19,10 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from hear_jepa.disk import atomic_path, file_sha256
 from hear_jepa.errors import CorpusError
 from hear_jepa.train.corpus.catalogue import Package
+from hear_jepa.train.corpus.records import read_record, write_json
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def require_tools() -> None:
     if missing:
         raise CorpusError(
             f"{' and '.join(missing)} not found: this recipe takes its audio from Debian packages. Run it on Debian or "
-            "Ubuntu (a container will do), or train on your own audio: python -m hear_jepa.train.corpus.prepare --help"
+            "Ubuntu (a container will do), or train on your own audio: python -m hear_jepa.train.corpus files --help"
         )
 
 
@@ -77,15 +77,14 @@ def reason_of(error: Exception) -> str:
     return next((line for line in lines if line.startswith("E: ")), lines[-1])
 
 
+def record_path(name: str, out: Path) -> Path:
+    """Where the record of a package lies."""
+    return out / "packages" / f"{name}.json"
+
+
 def finished_record(name: str, out: Path) -> dict | None:
     """The record of a package that is already unpacked, if every audio file it lists is there at its full size."""
-    path = out / "packages" / f"{name}.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        sizes = {(out / "audio" / name / file["path"]).stat().st_size == file["bytes"] for file in record["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if False not in sizes else None
+    return read_record(record_path(name, out), out / "audio" / name)
 
 
 def download(name: str, folder: Path) -> Path:
@@ -93,7 +92,7 @@ def download(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     offered, sha256 = offer(name)
     deb = folder / offered
-    if deb.is_file() and sha256 is not None and digest(deb) == sha256:
+    if deb.is_file() and sha256 is not None and file_sha256(deb) == sha256:
         return deb
     deb.unlink(missing_ok=True)
     run("apt-get", "-q", "download", name, cwd=folder)
@@ -114,29 +113,25 @@ def offer(name: str) -> tuple[str, str | None]:
 
 def unpack(name: str, deb: Path, out: Path) -> dict:
     """Keep the audio of the package under OUT/audio/NAME and write its record, both in one move each."""
-    audio, staging, tree = (out / "audio" / folder for folder in (name, f".{name}.partial", f".{name}.tree"))
-    for leftover in (audio, staging, tree):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.mkdir(parents=True)
-    run("dpkg-deb", "-x", str(deb), str(tree))
-    keep_audio(tree, staging)
-    licence = tree / "usr/share/doc" / name / "copyright"
-    if licence.is_file():
-        shutil.copyfile(licence, staging / "copyright")
-    shutil.rmtree(tree)
-    files = [file for file in sorted(staging.rglob("*")) if file.is_file() and is_audio(file.name)]
-    if not files:
-        shutil.rmtree(staging)
-        raise PackageFailed(f"{deb.name} holds no audio")
+    with atomic_path(out / "audio" / name) as kept, tempfile.TemporaryDirectory(dir=out) as tree:
+        kept.mkdir()
+        run("dpkg-deb", "-x", str(deb), tree)
+        keep_audio(Path(tree), kept)
+        licence = Path(tree) / "usr/share/doc" / name / "copyright"
+        if licence.is_file():
+            shutil.copyfile(licence, kept / "copyright")
+        files = [file for file in sorted(kept.rglob("*")) if file.is_file() and is_audio(file.name)]
+        if not files:
+            raise PackageFailed(f"{deb.name} holds no audio")
+        found = [{"path": file.relative_to(kept).as_posix(), "bytes": file.stat().st_size} for file in files]
     record = {
         "package": name,
         "version": run("dpkg-deb", "-f", str(deb), "Version").strip(),
         "deb": deb.name,
-        "sha256": digest(deb),
-        "files": [{"path": file.relative_to(staging).as_posix(), "bytes": file.stat().st_size} for file in files],
+        "sha256": file_sha256(deb),
+        "files": found,
     }
-    staging.rename(audio)
-    write_json(out / "packages" / f"{name}.json", record)
+    write_json(record_path(name, out), record)
     return record
 
 
@@ -154,35 +149,6 @@ def keep_audio(tree: Path, into: Path) -> None:
                 archive.extractall(destination, [member for member in archive.namelist() if is_audio(member)])
 
 
-def write_mapping(packages: Iterable[Package], records: Iterable[dict], path: Path) -> None:
-    """Write the domains, sources and licences of the unpacked packages as the mapping file that `prepare` reads."""
-    listed = {package.package: package for package in packages}
-    lines = ["pattern\tdomain\tsource\tlicence"]
-    for record in records:
-        package = listed[record["package"]]
-        source = f"debian:{package.package}={record['version']}"
-        for pattern, domain in package.rules:
-            lines.append(f"{package.package}/{pattern}\t{domain}\t{source}\t{package.licence}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def run(*command: str, cwd: Path | None = None) -> str:
     """Run a tool of the system and return what it printed; `CalledProcessError` carries what it complained about."""
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, errors="replace").stdout
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        total = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write `content` so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hear_jepa.files.audio import SAMPLE_RATE
-from hear_jepa.train.corpus.clips import Clip, clips_of
+from hear_jepa.files.audio import SAMPLE_RATE, resample
+from hear_jepa.train.corpus.clips import Excerpt, excerpts
 
 WINDOW, HOP = 4096, 256  # samples: 256 ms, so that a misalignment of half a hop hardly shows
 BANDS = 33
@@ -33,15 +33,16 @@ class ExcludedClip:
     words: np.ndarray
 
 
-def excluded_clips(path: Path) -> list[ExcludedClip]:
+def excluded_clips(path: Path, sample_rate: int) -> list[ExcludedClip]:
     """Describe the clips of an excluded file; what `prepare` would not use is not excluded either."""
-    clips = (item for item in clips_of(path, str(path)) if isinstance(item, Clip))
-    return [ExcludedClip(str(path), clip.key, fingerprint(clip.samples)) for clip in clips]
+    clips = (item for item in excerpts(path, str(path), sample_rate=sample_rate) if isinstance(item, Excerpt))
+    return [ExcludedClip(str(path), clip.key, fingerprint(clip.samples, sample_rate)) for clip in clips]
 
 
-def fingerprint(samples: np.ndarray) -> np.ndarray:
-    """int16 [n] at 16 kHz -> one word every 16 ms, int64 [n / 256]; -1 where there is nothing to hear."""
+def fingerprint(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """int16 [n] -> one word every 16 ms, int64; -1 where there is nothing to hear."""
     audio = torch.from_numpy(samples.astype(np.float32) / 32768.0)
+    audio = resample(audio[None], sample_rate, SAMPLE_RATE)[0]
     spectrum = torch.stft(
         audio, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True
     )
@@ -71,11 +72,11 @@ class Exclusions:
         self._order = np.argsort(self._words, kind="stable")
         self._sorted = self._words[self._order]
 
-    def match(self, clip: Clip) -> str:
+    def match(self, clip: Excerpt, sample_rate: int = SAMPLE_RATE) -> str:
         """Return the name of an excluded file that sounds in `clip`, or an empty string."""
         if name := self._by_key.get(clip.key):
             return name
-        words = fingerprint(clip.samples)
+        words = fingerprint(clip.samples, sample_rate)
         for excluded, shift in self._candidates(words):
             if self._same(words, excluded, shift):
                 return self._names[excluded]

@@ -1,78 +1,49 @@
-"""Any audio -> clean 16 kHz shards with a manifest.
+"""Any audio -> clean shards with a manifest. Every file's clips are staged, then all are packed; a kill loses nothing.
 
-    python -m hear_jepa.train.corpus.prepare SRC… --out DIR
-    python -m hear_jepa.train.corpus.prepare SRC… --out DIR --domains domains.tsv --exclude TASKS --workers 8
+    python -m hear_jepa.train.corpus files SRC… --out DIR
 
-Finds every sound below the SRC folders; decodes it to 16 kHz mono; splits it at 30 s; leaves out what is silent,
-clipped to nothing, shorter than 0.25 s, or an exact duplicate, and, with --exclude, whatever also sounds in those
-folders; writes WebDataset tars of FLAC by domain, and manifest.json: hours by domain and source, licences, and every
-skipped file with the reason.
-
-Interrupted, it goes on where it stopped when the same command is given again, and the shards are byte for byte those of
-one go, with any number of workers. Without --domains the first folder below SRC names the domain. A mapping file is
-tab-separated, one rule a line below a line of column names:
-
-    pattern	domain	source	licence
-    kitchen/*	environment	my recordings	CC0
-    kitchen/radio/*	skip
+OUT/staged/ holds the clips of each source file until the manifest is written: the same command, given again after a
+kill, stages only what is missing. The order of the files decides what is in which shard, so the shards are the same
+bytes with any number of workers and kills.
 """
 
-import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
-from multiprocessing import get_context, parent_process
+from dataclasses import astuple
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from hear_jepa.errors import CorpusError, HearJepaError
-from hear_jepa.files.audio import NEEDS_FFMPEG, find_audio
-from hear_jepa.train.corpus.clips import Clip, Skipped, clips_of
-from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping, Origin
+from hear_jepa.disk import locked
+from hear_jepa.errors import CorpusError
+from hear_jepa.files.audio import NEEDS_FFMPEG, SAMPLE_RATE, find_audio
+from hear_jepa.train.corpus.clips import Skipped
+from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping
 from hear_jepa.train.corpus.exclusion import Exclusions, excluded_clips
-from hear_jepa.train.corpus.journal import Corpus
+from hear_jepa.train.corpus.packing import pack
+from hear_jepa.train.corpus.staging import SourceFile, is_staged, stage
+from hear_jepa.train.data.ahead import end_with_parent
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.shards import encode_flac
 
 log = logging.getLogger(__name__)
 
-RECIPE = 1  # to be raised when the same input would give other shards
-TASKS_PER_WORKER = 4  # files under way: enough to keep workers busy, few enough to keep their results in memory
+RECIPE = 2  # to be raised when the same input would give other shards
+STAGED = "staged"
+FILES_A_TASK = 4  # sent to a worker at once
 _exclusions: Exclusions | None = None
 
 
 class OtherShardsError(CorpusError):
     """The folder holds the shards of another input."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to prepare: where it lies, its path below the source folder, what it is."""
-
-    path: Path
-    name: str
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class EncodedClip:
-    """What a worker makes of a clip."""
-
-    key: str
-    flac: bytes
-    start_s: float
-    samples: int
 
 
 def prepare(
@@ -82,41 +53,46 @@ def prepare(
     exclude: Iterable[str | Path] = (),
     workers: int | None = None,
     shard_mb: float = 64.0,
+    rate: int = SAMPLE_RATE,
     progress: bool = True,
 ) -> Manifest:
-    """Turn the sounds below the folders `sources` into shards and a manifest in `out`; see the module's description.
+    """Turn the sounds below the folders `sources` into shards and a manifest in `out`.
 
     `domains` is a mapping file (`Mapping`); `exclude` lists folders whose sounds must not be in the corpus; `workers`
-    processes decode (default: one a core); a shard ends when it exceeds `shard_mb`. Raises CorpusError for a folder
-    that is missing or holds no audio, and for an `out` that holds other shards.
+    processes decode (default: one a core); a shard ends when it exceeds `shard_mb`; `rate` is the shards' in Hz.
+    Raises CorpusError for a folder that is missing or holds no audio, and for an `out` that holds other shards.
     """
-    out = Path(out)
-    files, left_out = list_files(sources, domains)
+    out, workers = Path(out), workers or os.cpu_count() or 1
     excluded_files = [path for folder in exclude for path in _audio_below(folder)]
-    digest = _digest(files, left_out, excluded_files, shard_mb)
+    settings = [RECIPE, rate, sorted((path.name, path.stat().st_size) for path in excluded_files)]
+    files, left_out = list_files(sources, domains, out / STAGED, settings)
+    digest = _digest([settings, shard_mb, [item.path for item in left_out]], files)
     if (finished := _finished(out, digest)) is not None:
         return finished
-    out.mkdir(parents=True, exist_ok=True)
-    workers = workers or os.cpu_count() or 1
-    corpus = Corpus(out, digest, int(shard_mb * 1e6))
-    try:
-        exclusions = _index(excluded_files, workers, progress)
-        todo = files[corpus.files_done :]
-        results = _in_order(encode_file, todo, workers, exclusions)
-        bar = tqdm(zip(todo, results, strict=True), "prepare", len(files), unit="file", disable=not progress)
-        bar.update(corpus.files_done)
-        for file, clips in bar:
-            corpus.add_file(file, clips)
-            bar.set_postfix_str(f"{corpus.hours:.2f} h kept, {corpus.skipped_count} skipped", refresh=False)
-        return corpus.finish(left_out)
-    finally:
-        corpus.close()
+    if not (out / STAGED).exists() and (foreign := next(out.glob("*.tar"), None)):
+        raise CorpusError(f"{foreign} is in the way: choose another --out, or delete what is in {out}")
+    (out / STAGED).mkdir(parents=True, exist_ok=True)
+    with locked(out / "lock"):
+        missing = [file for file in files if not is_staged(file)]
+        exclusions = _index(excluded_files, rate, workers, progress) if missing else None
+        results = _parallel(_stage, missing, rate, workers, exclusions)
+        for _ in tqdm(
+            results, "stage", len(files), initial=len(files) - len(missing), unit="file", disable=not progress
+        ):
+            pass
+        manifest = Manifest(rate, input_sha256=digest)
+        pack(files, left_out, out, manifest, int(shard_mb * 1e6))
+        shutil.rmtree(out / STAGED)
+    return manifest
 
 
 def list_files(
-    sources: Iterable[str | Path], domains: str | Path | None = None
+    sources: Iterable[str | Path], domains: str | Path | None, staged: Path, settings: list
 ) -> tuple[list[SourceFile], list[Skipped]]:
-    """Find the sounds below `sources` -> (those to use, shuffled in a way that is always the same; those left out)."""
+    """Find the sounds below `sources` -> (those to use, shuffled in a way that is always the same; those left out).
+
+    Their clips go to the folder `staged`, under names made of the `settings` and of what each file is.
+    """
     origin_of = Mapping(domains) if domains else FolderNames()
     files, left_out = [], []
     for root in map(Path, sources):
@@ -127,7 +103,8 @@ def list_files(
             if origin.domain == SKIP:
                 left_out.append(Skipped(name, "left out by the mapping of domains"))
             else:
-                files.append(SourceFile(path, name, origin))
+                place = _sha256([settings, name, path.stat().st_size, str(origin.longest_s)])
+                files.append(SourceFile(path, name, origin, staged / f"{place[:32]}.tar"))
     if not files:
         raise CorpusError(f"{domains}: the mapping leaves out all {len(left_out)} files; check its patterns")
     # Neighbours in a folder sound alike; a shard should not be all of one kind.
@@ -145,14 +122,15 @@ def _audio_below(folder: str | Path) -> list[Path]:
     return found
 
 
-def _digest(files: list[SourceFile], left_out: list[Skipped], exclude: list[Path], shard_mb: float) -> str:
+def _digest(settings: list, files: list[SourceFile]) -> str:
     """A name for everything that decides what the shards hold, without reading the audio."""
-    digest = hashlib.sha256(json.dumps([RECIPE, shard_mb]).encode())
-    for file in files:
-        digest.update(repr((file.name, astuple(file.origin), file.path.stat().st_size)).encode())
-    digest.update(repr([item.path for item in left_out]).encode())
-    digest.update(repr(sorted((path.name, path.stat().st_size) for path in exclude)).encode())
-    return digest.hexdigest()
+    return _sha256(
+        [settings, [[file.name, file.staged.name, [str(x) for x in astuple(file.origin)]] for file in files]]
+    )
+
+
+def _sha256(content: list) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _finished(out: Path, digest: str) -> Manifest | None:
@@ -167,65 +145,47 @@ def _finished(out: Path, digest: str) -> Manifest | None:
         )
     if shutil.which("ffmpeg") and any(NEEDS_FFMPEG in item["reason"] for item in manifest.skipped):
         raise OtherShardsError(f"{out} was made without ffmpeg, which is here now; choose another --out or delete it")
+    shutil.rmtree(out / STAGED, ignore_errors=True)  # left by a kill after the manifest was written
     log.info("%s is complete already", out)
     return manifest
 
 
-def _index(files: list[Path], workers: int, progress: bool) -> Exclusions | None:
-    if not files:
-        return None
-    results = _in_order(excluded_clips, files, workers, None)
+def _index(files: list[Path], rate: int, workers: int, progress: bool) -> Exclusions | None:
+    results = _parallel(excluded_clips, files, rate, workers, None)
     bar = tqdm(results, "listen to what is excluded", len(files), unit="file", disable=not progress)
     clips = [clip for clips in bar for clip in clips]
     return Exclusions(clips) if clips else None
 
 
-def _in_order(function, items: list, workers: int, exclusions: Exclusions | None) -> Iterator[list]:
-    """Yield `function(item)` for all items in their order, computed in parallel."""
+def _parallel(function: Callable, items: list, rate: int, workers: int, exclusions: Exclusions | None) -> Iterator:
+    """Yield the results of `function(item, rate)` in the order of the items."""
     if workers == 1 or len(items) < 2:
         _set_exclusions(exclusions)
-        yield from map(function, items)
+        yield from (function(item, rate) for item in items)
         return
     # Forking a process in which torch has started threads can hang, so the workers are fresh.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (exclusions,))
     try:
-        under_way = deque()
-        for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) >= workers * TASKS_PER_WORKER:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        yield from pool.map(function, items, itertools.repeat(rate), chunksize=FILES_A_TASK)
     except BrokenProcessPool as error:
         raise CorpusError("a decoding process died (out of memory?); try again with fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _stage(file: SourceFile, rate: int) -> None:
+    stage(file, rate, _exclusions)
+
+
 def _start_worker(exclusions: Exclusions | None) -> None:
     _set_exclusions(exclusions)
     torch.set_num_threads(1)
-    # A parent that is killed cannot end its workers, and they would wait for ever.
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 
 def _set_exclusions(exclusions: Exclusions | None) -> None:
     global _exclusions  # set once in a worker's life: too large to send along with every file
     _exclusions = exclusions
-
-
-def encode_file(file: SourceFile) -> list[EncodedClip | Skipped]:
-    """Decode, split, check and encode one file: the work of a worker."""
-    return [
-        item if isinstance(item, Skipped) else _encode(item, file)
-        for item in clips_of(file.path, file.name, file.origin.longest_s)
-    ]
-
-
-def _encode(clip: Clip, file: SourceFile) -> EncodedClip | Skipped:
-    if _exclusions is not None and (match := _exclusions.match(clip)):
-        return Skipped(f"{file.name} from {clip.start_s:g} s", f"excluded: the same sound as {match}")
-    return EncodedClip(clip.key, encode_flac(clip.samples), clip.start_s, len(clip.samples))
 
 
 def log_totals(manifest: Manifest, out: Path) -> None:
@@ -235,29 +195,5 @@ def log_totals(manifest: Manifest, out: Path) -> None:
     log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), out / FILE_NAME)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; a mistake of the user's becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hear_jepa.train.corpus.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sources", nargs="+", metavar="SRC", help="folder of sounds, searched at any depth")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and manifest.json")
-    parser.add_argument("--domains", metavar="FILE", help="tab-separated mapping: pattern, domain, source, licence")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="DIR", help="leave out what also sounds in here")
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: one a core)")
-    parser.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="size at which a shard ends (64)")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        manifest = prepare(**vars(arguments))
-    except HearJepaError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
-    log_totals(manifest, Path(arguments.out))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit("this command is now: python -m hear_jepa.train.corpus files SRC… --out DIR")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hear_jepa.disk import atomic_path, locked
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import find_audio
-from hear_jepa.train.corpus.clips import Skipped, clips_of
+from hear_jepa.train.corpus.clips import Skipped, excerpts
 from hear_jepa.train.corpus.domains import FolderNames
 from hear_jepa.train.data.crops import CropRule
 from hear_jepa.train.data.manifest import Manifest, Shard
@@ -98,7 +98,7 @@ def _folder_clips(folder: Path, files: list[Path], sample_rate: int) -> Iterator
     origin_of = FolderNames()
     for path in tqdm(files, "decode", unit="file"):
         domain = origin_of(folder, path.relative_to(folder).as_posix()).domain
-        for item in clips_of(path, str(path), sample_rate=sample_rate):
+        for item in excerpts(path, str(path), sample_rate=sample_rate):
             yield item if isinstance(item, Skipped) else (domain, item.samples)
 
 
