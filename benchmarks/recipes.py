@@ -1,169 +1,145 @@
-"""Pretraining recipes at equal compute: each differs from the preset `tiny` in one thing and runs for as many minutes
-of one core; then linear probes of every layer, on validation splits alone, compare them:
+"""A ladder of pretraining recipes: each is the preset `tiny` with a few options changed, all see equally many crops.
 
-    python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes [--minutes 10] [--only NAME ...]
+    python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes --crops 80000          # first cut
+    python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes --crops 150000 \\
+        --only base "time offset" --seeds 0 1 2                                                           # survivors
+    python benchmarks/recipes.py SHARDS --tasks TASK_FOLDER ... --out runs/recipes --crops 80000 --only   # the table
 
-`--crops` gives them a number of crops in place of minutes, where other work on the machine makes a minute uncertain.
-
-`--only` runs some of the recipes, so that several processes can share the work; `--only` alone runs none. What is
-finished is kept; the table at the end shows all there is, the best mean first.
+Scores are linear probes on validation splits, with the layers and the pooling that will be served. A recipe is compared
+with `base` seed by seed (same crops, same seed), so the last column is a mean of paired differences and its standard
+error over the seeds. Fewer than 80,000 crops decide nothing. Several processes may share the work: each takes a run
+that no other has; what is finished is kept.
 """
 
 import argparse
 import json
 import re
-import shutil
-import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
-import numpy as np
 import torch
 
-from hear_jepa.disk import atomic_path
-from hear_jepa.evaluation.baselines import BASELINES
-from hear_jepa.evaluation.features import SplitFeatures, embed_split
-from hear_jepa.evaluation.model_spec import load_spec
-from hear_jepa.evaluation.scoring import fitter, score_fold, subsample
-from hear_jepa.evaluation.tasks import Task, read_task
+from hear_jepa.disk import atomic_path, locked
+from hear_jepa.errors import LockError
+from hear_jepa.evaluation.baselines.untrained import untrained
+from hear_jepa.evaluation.scoring import probe_model
+from hear_jepa.evaluation.tasks import read_task
+from hear_jepa.model.checkpoint import load_checkpoint
+from hear_jepa.model.embedder import Embedder
 from hear_jepa.train.__main__ import parse
 from hear_jepa.train.config import TrainConfig
 from hear_jepa.train.finish import ENCODER_FILE
 from hear_jepa.train.loop import train
+from hear_jepa.train.run_state import LATEST
 
-DATA = "--data.domain-weights environment 0.3 speech 0.35 music 0.35"  # of the corpus recipe `debian`
-INPUT = "--target.domain input --target.top-layers 1 --target.no-centre"
-FIRST_RUN = "runs/tiny/encoder.safetensors"  # of the checkpoint `tiny`, by the first command of its card
-RECIPES = {  # the names are file names too
-    "tiny": "",
+BASE = "base"
+RANDOM = "random weights"  # of the base, served alike
+RECIPES = {
+    BASE: "",
+    "absolute positions": "--encoder.positions sine-cosine",
+    "no reconstruction": "--loss.regularisers",
+    "clip term": "--loss.regularisers reconstruction 0.3 clip 0.1",
+    "loss on all patches": "--target.loss-on all",
+    "input domain, last layer": "--target.domain input --target.top-layers 1 --target.no-centre",
+    "FFT 400": "--front-end.n-fft 400",
+    "FFT 2048": "--front-end.n-fft 2048",
+    "128 bands, patches of 16 by 8": "--front-end.n-mels 128 --encoder.patch-frames 8",
+    "patches of 8 by 16": "--encoder.patch-mels 8",
+    "4 masks a crop": "--mask.masks-per-crop 4",
+    "multi-block masks": "--mask.strategy multi-block",
+    "learning rate halved": "--optim.base-lr 2e-3",
     "learning rate doubled": "--optim.base-lr 8e-3",
-    "4 masks a crop, batch 16": "--mask.masks-per-crop 4 --optim.batch-size 16 --optim.base-lr 8e-3",
-    "input domain, last layer": INPUT,
-    "input domain, third of the patches as targets": f"{INPUT} --mask.target-share 0.34",
-    "input domain, predictor of 1 block": f"{INPUT} --predictor.depth 1",
-    "batch 16": "--optim.batch-size 16 --optim.base-lr 8e-3",
     "EMA 0.99 to 0.999": "--ema.start 0.99 --ema.end 0.999",
     "12 blocks": "--encoder.depth 12",
-    "predictor of width 64": "--predictor.width 64",
-    "warm start": f"--init-from {FIRST_RUN}",
-    "input domain, warm start": f"{INPUT} --init-from {FIRST_RUN}",
 }
-TRIAL_STEPS = (10, 60)
-FOLDS = 2  # of a task with more
 
 
-def configured(options: str, source: str, out: Path, steps: int) -> TrainConfig:
-    """The preset with these options, on one thread, looked at seldom."""
-    fixed = {
-        "data.source": source,
-        "out": out,
-        "optim.steps": steps,
-        "monitor.log-every": max(1, steps // 20),
-        "monitor.collapse-every": max(1, steps // 4),
-        "monitor.probe-every": 0,
-        "compute.cpu-ranks": 1,
-        "compute.threads": 1,
-        "serve.hop-ms": 160,  # a quarter of the work, and the paper's scenes
-    }
-    arguments = [text for name, value in fixed.items() for text in (f"--{name}", str(value))]
-    return parse(["tiny", *DATA.split(), *options.split(), *arguments])
+def configured(recipe: str, seed: int, arguments: argparse.Namespace) -> TrainConfig:
+    """The preset with the recipe's options, on one thread."""
+    out = arguments.out / f"{re.sub(r'[^a-z0-9]+', '-', recipe.lower())}-{arguments.crops}-{seed}"
+    options = ["--data.source", arguments.source, "--out", str(out), "--seed", str(seed), *RECIPES[recipe].split()]
+    options += ["--serve.layers", *map(str, arguments.layers), "--monitor.probe-every", "0", "--monitor.no-pictures"]
+    options += ["--compute.cpu-ranks", "1", "--compute.threads", "1", *arguments.options.split()]
+    batch_size = parse(["tiny", *options]).optim.batch_size
+    return parse(["tiny", *options, "--optim.steps", str(arguments.crops // batch_size)])
 
 
-def train_whole(config: TrainConfig) -> None:
-    """A run that a signal stopped saves its state and returns: here that ends the comparison."""
-    if train(config).name != ENCODER_FILE:
-        raise SystemExit("stopped by a signal; what is finished is kept: run again to go on")
+def run(recipe: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Train and score one recipe, unless that is done or another process does it; goes on with what was killed."""
+    config = configured(BASE if recipe == RANDOM else recipe, seed, arguments)
+    done = config.out / ("random.json" if recipe == RANDOM else "scores.json")
+    config.out.mkdir(parents=True, exist_ok=True)
+    with suppress(LockError), locked(config.out / "recipe.lock"):
+        if done.exists():
+            return
+        if not (config.out / ENCODER_FILE).exists():
+            last = train(replace(config, resume=(config.out / LATEST).exists()))
+            if last.name != ENCODER_FILE:
+                raise SystemExit("stopped by a signal; what is finished is kept: run again to go on")
+        checkpoint = load_checkpoint(config.out / ENCODER_FILE)
+        model = Embedder(untrained(checkpoint, seed) if recipe == RANDOM else checkpoint)
+        scores = probe_model(model, arguments.tasks, protocols=("linear",), max_clips=arguments.clips)["linear"]
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps({"recipe": recipe, "seed": seed, "crops": arguments.crops} | scores))
 
 
-def seconds_a_step(options: str, source: str) -> float:
-    """CPU time, not that of the clock, which other work on the machine lengthens; that of setting up cancels out, once
-    the first of all runs has decoded the audio."""
-    spent = []
-    for steps in (TRIAL_STEPS[0], *TRIAL_STEPS):
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.process_time()
-            train_whole(configured(options, source, Path(folder) / "trial", steps))
-            spent.append(time.process_time() - started)
-    return (spent[-1] - spent[-2]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+def results(arguments: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(recipe, seed, score of every task) of what is finished with this number of crops."""
+    for path in sorted(arguments.out.glob(f"*-{arguments.crops}-*/*.json")):
+        if path.name in ("scores.json", "random.json"):
+            line = json.loads(path.read_text())
+            yield line.pop("recipe"), line.pop("seed"), {k: 100 * v for k, v in line.items() if k != "crops"}
 
 
-def run(options: str, source: str, minutes: float, crops: int, out: Path) -> dict:
-    """Train on as many crops, or, without, for `minutes` of one core by a trial; crops seen and layers."""
-    config = configured(options, source, out, 1)
-    steps = crops // config.optim.batch_size if crops else round(60 * minutes / seconds_a_step(options, source))
-    config = configured(options, source, out, steps)
-    shutil.rmtree(out, ignore_errors=True)  # what a killed run left
-    train_whole(config)
-    return {"crops": config.optim.steps * config.optim.batch_size, "layers": config.encoder.depth}
-
-
-def probe_layers(spec: str, layers: int, task: Task, max_clips: int) -> list[float]:
-    """Validation score (%) of each of the layers whose features lie side by side in the model's."""
-    folds = task.folds[:FOLDS]
-    splits = sorted({split for fold in folds for split in (*fold.train, fold.valid)})
-    task = replace(task, clips=subsample(task, tuple(splits), max_clips, seed=0))
-    model = load_spec(spec, "cpu")
-    embedded = {split: embed_split(task, split, model) for split in splits}
-    scores = []
-    for layer in range(layers):
-        part = {split: _layer(features, layer, layers) for split, features in embedded.items()}
-        runs = [score_fold(task, part, fold, fitter(task, "linear", 0, quick=True), with_test=False) for fold in folds]
-        scores.append(100 * float(np.mean([valid[task.scores[0]] for valid, _ in runs])))
-    return scores
-
-
-def _layer(features: SplitFeatures, layer: int, layers: int) -> SplitFeatures:
-    width = features.values.shape[1] // layers
-    return replace(features, values=features.values[:, layer * width : (layer + 1) * width])
-
-
-def table(out: Path) -> str:
-    """Markdown: every model in the folder by its best layer, the best mean first."""
-    results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    tasks = sorted({task for result in results.values() for task in result["scores"]})
-    rows = []
-    for name, result in results.items():
-        scores = np.array([result["scores"][task] for task in tasks])  # [tasks, layers]
-        best = int(scores.mean(0).argmax())
-        layer = f"{best + 1} of {scores.shape[1]}" if result["crops"] else ""
-        cells = [name, f"{result['crops'] / 1000:.0f} k" if result["crops"] else "", layer]
-        mean = scores[:, best].mean()
-        rows.append((mean, cells + [f"{score:.1f}" for score in (*scores[:, best], mean)]))
-    lines = [["recipe", "crops", "layer", *tasks, "mean"], ["---"] * (len(tasks) + 4)]
-    lines += [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+def table(arguments: argparse.Namespace) -> str:
+    """Markdown: mean over the seeds for every task, mean of all, and the paired difference from the base."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for recipe, seed, by_task in results(arguments):
+        scores.setdefault(recipe, {})[seed] = by_task
+    means = {recipe: {seed: mean(tasks.values()) for seed, tasks in runs.items()} for recipe, runs in scores.items()}
+    tasks = sorted({task for runs in scores.values() for by_task in runs.values() for task in by_task})
+    lines = [["recipe", "seeds", *tasks, "mean", "less base"], ["---"] * (len(tasks) + 4)]
+    for recipe, runs in sorted(scores.items(), key=lambda item: -mean(means[item[0]].values())):
+        cells = [f"{mean(run[task] for run in runs.values()):.1f}" for task in tasks]
+        common = means.get(BASE, {}).keys() & runs.keys()
+        difference = [means[recipe][seed] - means[BASE][seed] for seed in common]
+        lines.append(
+            [recipe, str(len(runs)), *cells, with_error(list(means[recipe].values())), with_error(difference, "+")]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def with_error(values: list[float], sign: str = "") -> str:
+    """Mean and its standard error; without the latter for a single value."""
+    if not values:
+        return ""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{error}"
 
 
 def main() -> None:
     """Run what is not there yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
-    parser.add_argument("--tasks", nargs="+", type=Path, required=True)
+    parser.add_argument("source", help="folder of shards")
+    parser.add_argument("--tasks", nargs="+", type=Path, required=True, help="folders of HEAR-format tasks")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--crops", type=int, default=0, help="of a recipe, in place of --minutes")
-    parser.add_argument(
-        "--only", nargs="*", default=[*RECIPES, *BASELINES], choices=[*RECIPES, *BASELINES], metavar="NAME"
-    )
-    parser.add_argument("--clips", type=int, default=1000, help="of a task, training and validation together")
+    parser.add_argument("--crops", type=int, default=80_000, help="of every recipe")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--layers", nargs="+", type=int, default=[1, 3, 5], help="that will be served")
+    parser.add_argument("--clips", type=int, default=1000, help="of a task, for training and as many for validation")
+    parser.add_argument("--options", default="", help="of training, for all recipes alike")
+    parser.add_argument("--only", nargs="*", default=[*RECIPES, RANDOM], choices=[*RECIPES, RANDOM], metavar="RECIPE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = [read_task(folder) for folder in arguments.tasks]  # before hours of training
-    for name in arguments.only:
-        done = arguments.out / f"{name}.json"
-        if done.is_file():
-            continue
-        spec, result = name, {"crops": 0, "layers": 1}
-        if name in RECIPES:
-            folder = arguments.out / re.sub(r"\W+", "-", name)
-            result = run(RECIPES[name], arguments.source, arguments.minutes, arguments.crops, folder)
-            layers = ",".join(str(layer + 1) for layer in range(result["layers"]))
-            spec = f"hear_jepa:{folder / ENCODER_FILE},layers=[{layers}]"
-        result["scores"] = {task.name: probe_layers(spec, result["layers"], task, arguments.clips) for task in tasks}
-        with atomic_path(done) as temporary:
-            temporary.write_text(json.dumps(result))
-    print(table(arguments.out))
+    for folder in arguments.tasks:
+        read_task(folder)  # before hours of training
+    for seed in arguments.seeds:
+        for recipe in arguments.only:
+            run(recipe, seed, arguments)
+    print(table(arguments))
 
 
 if __name__ == "__main__":
