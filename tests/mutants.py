@@ -74,7 +74,7 @@ FAULTS = [
     Fault("train/schedules.py", "peak * (step + 1) / steps", "peak * step / steps", "test_schedules.py"),
     Fault("train/schedules.py", "peak * step / max(1, steps - 1)", "peak * step / steps", "test_schedules.py"),
     Fault("train/schedules.py", "min(1.0, step / max(1, steps))", "min(1.0, step / max(1, steps - 1))", "test_schedules.py"),
-    Fault("train/schedules.py", "peak if left >= decay", "peak if left > decay", "test_schedules.py"),
+    Fault("train/schedules.py", "(left + 1) / (decay + 1)", "left / (decay + 1)", "test_schedules.py"),
     Fault("train/schedules.py", "ramp(min(1.0, progress))", "ramp(progress)", "test_schedules.py"),
     Fault("train/config.py", "(self.ramp_steps or steps) - self.reaches_end", "steps - self.reaches_end", "test_schedules.py"),
     Fault("train/config.py", "(self.ramp_steps or steps) - self.reaches_end", "(self.ramp_steps or steps)", "test_schedules.py"),
