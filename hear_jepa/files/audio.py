@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy
 import soundfile
 import torch
 
-from hear_jepa.errors import AudioError
-from hear_jepa.files.resampler import SincResampler
+from hear_jepa.errors import AudioError, OptionError
 
 SAMPLE_RATE = 16000
 NEEDS_FFMPEG = "needs ffmpeg"  # in the message of every file that installing it may open
@@ -57,6 +56,7 @@ FFMPEG_FORMATS += ",rm,tak,tta,voc,w64,wav,wv,libopenmpt,libmodplug"
 LOWEST_RATE, HIGHEST_RATE = 100, 800_000  # Hz; a header beyond would ask for days of sound, or gigabytes of filters
 TRUNCATED_S = 0.002  # of sound that a header may declare too much before the file counts as truncated
 LARGEST_DENOMINATOR = 1000
+LOWPASS_WIDTH = 16
 UNKNOWN_SIZE = 0x7FFFF000  # and above: what recorders write that do not know the length yet
 COUNTED_FORMATS = ("FLAC",)  # whose number of samples libsndfile takes from the header as it is
 
@@ -255,8 +255,17 @@ def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def _resampler(old: int, new: int) -> SincResampler:
-    return SincResampler(old, new)
+def _resampler(old: int, new: int) -> Any:
+    """torchaudio's resampler, imported only here: a torchaudio that does not fit the torch beside it refuses to be."""
+    try:
+        from torchaudio.transforms import Resample
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise OptionError(
+            f"torchaudio, which resamples {old}:{new}, cannot be imported beside torch {torch.__version__} ({reason}): "
+            "install the torchaudio made for it, or give audio at the model's own rate"
+        ) from error
+    return Resample(old, new, lowpass_filter_width=LOWPASS_WIDTH)
 
 
 def declared_duration_s(path: Path) -> float | None:
