@@ -6,10 +6,11 @@
 #
 # The first of them sets up .venv with everything installed, the official HEAR tools included.
 # PYTHON=python3.12 make test          takes that Python
-# TORCH="torch==2.4.*" make test       takes that torch; the default is the newest
+# TORCH="torch==2.4.*" make test       takes that torch
 
 PYTHON ?= python3
-TORCH ?= torch
+# torchaudio 2.11.0, the newest on some indexes, refuses to be imported beside torch 2.15
+TORCH ?= torch<2.15
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ install: $(READY)
 
 $(READY): setup.cfg pyproject.toml requirements-hear.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)" -r requirements-hear.txt
+	$(PIP) "$(TORCH)" torchaudio -r requirements-hear.txt
 	$(PIP) --no-deps heareval==2021.1.3 hearbaseline==2021.1.1
 	$(PIP) --no-deps --ignore-requires-python hearvalidator==2021.0.6
 	$(PIP) --editable ".[train,eval,parquet,plot,hub,label,onnx,dev]"
