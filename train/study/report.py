@@ -1,0 +1,183 @@
+"""report.md and report.png: what the study says, beside what the paper says."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hear_jepa.disk import atomic_path
+from hear_jepa.errors import OptionError
+from hear_jepa.train.study.claims import (
+    DOMAINS,
+    DURATION_ROWS,
+    STRATEGIES,
+    claims,
+    nearest_published,
+    published,
+    published_gain,
+)
+from hear_jepa.train.study.picture import draw
+from hear_jepa.train.study.plan import Study, read_results, read_study
+from hear_jepa.train.study.rows import MAIN_ROW
+from hear_jepa.train.study.statistics import MEAN, Interval, Scores
+
+MISSING = "–"
+
+
+def write_report(out: Path) -> tuple[Path, Path]:
+    """Write the report of the results that there are; returns the paths of text and picture. Raises OptionError."""
+    study = read_study(out)
+    results = read_results(out, study)
+    if not results:
+        raise OptionError(f"{out} has no finished run yet: {len(study.runs)} are planned")
+    text, picture = out / "report.md", out / "report.png"
+    draw(Scores(results), picture)
+    with atomic_path(text) as temporary:
+        temporary.write_text(markdown(study, results), encoding="utf-8")
+    return text, picture
+
+
+def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
+    """The report as text; nothing in it but the results' scores and collapse figures depends on when they were made."""
+    scores = Scores(results)
+    cells = [f"{strategy}-{domain}" for strategy in STRATEGIES for domain in DOMAINS]
+    parts = [
+        ("", _setting(study, results)),
+        ("The paper's claims", _claims(scores)),
+        ("Masking × target domain", _cells(scores, cells)),
+        ("Other rows", _cells(scores, [row for row in scores.rows if row not in cells])),
+        ("Less the main row, paired by seed", _paired(scores)),
+        ("Duration of a crop", _durations(scores)),
+        ("Collapse", _collapse(results)),
+        ("Published, not measured here", _published()),
+        ("Cost", _cost(results)),
+    ]
+    return "\n".join(line for title, lines in parts for line in ([f"## {title}", ""] if title else []) + [*lines, ""])
+
+
+def _setting(study: Study, results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    options = study.options
+    yield f"# Study at scale {Path(study.scale).stem}"
+    yield ""
+    yield (
+        f"{len(results)} of {len(study.runs)} runs: {len(study.rows)} rows, {study.seeds} seeds. Encoder "
+        f"{options['encoder']['width']} × {options['encoder']['depth']}; {study.crops:,} crops of the main row, as "
+        f"many seconds of sound in every other, from {study.hours:.2f} hours. Test scores in per cent of the linear "
+        "probe of frozen features, mean ± half the 95 % interval over seeds (t distribution; a row of one seed has none)."
+    )
+    yield ""
+    yield "![scores and intervals](report.png)"
+
+
+def _claims(scores: Scores) -> Iterator[str]:
+    yield "*agrees* or *disagrees*: the whole 95 % interval of the paired difference is on one side of 0; otherwise"
+    yield "*undecided* at this scale. No correction for their number: of twenty true zeros one is decided by chance."
+    yield ""
+    yield from _head("claim", "verdict", "points for it", "difference", "seeds", "published points for it")
+    for claim in claims(scores):
+        seeds = str(claim.difference.seeds) if claim.difference else MISSING
+        number = _signed(claim.difference)
+        yield _line(claim.text, f"**{claim.verdict}**", number, claim.measured, seeds, claim.published or MISSING)
+    yield ""
+    yield "Published points stand beside the claims on duration; the paper's figures for masking and domain are not here."
+    yield "A claim on one task of the paper is tried on the nearest task here, which is not the same data."
+
+
+def _cells(scores: Scores, rows: Sequence[str]) -> Iterator[str]:
+    columns = _columns(scores)
+    yield from _head("row", *columns)
+    for row in rows:
+        yield _line(row, *(_plain(scores.of(row, _key(column))) for column in columns))
+
+
+def _paired(scores: Scores) -> Iterator[str]:
+    columns = _columns(scores)
+    yield from _head(f"row − {MAIN_ROW}", *columns)
+    for row in scores.rows:
+        if row != MAIN_ROW:
+            yield _line(row, *(_signed(scores.difference(row, MAIN_ROW, _key(column))) for column in columns))
+
+
+def _durations(scores: Scores) -> Iterator[str]:
+    yield "Points over crops of 2.08 s, paired by seed; every run hears equal seconds of sound and is evaluated with"
+    yield "windows of its own length. *Published*: the paper's encoder on the task of its own that asks the same kind of"
+    yield "question."
+    yield ""
+    longer = [seconds for seconds in DURATION_ROWS if seconds != "2.08"]
+    headings = [f"{seconds} s" for seconds in longer]
+    yield from _head("task", *headings, "nearest of the paper", *(f"published, {heading}" for heading in headings))
+    for task in scores.tasks:
+        name = nearest_published(task)
+        ours = [_signed(scores.difference(DURATION_ROWS[seconds], DURATION_ROWS["2.08"], task)) for seconds in longer]
+        theirs = [f"{published_gain(name, seconds):+.1f}" if name else MISSING for seconds in longer]
+        yield _line(task, *ours, name or MISSING, *theirs)
+
+
+def _collapse(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "Of the context encoder at the last look: RankMe and deviation of embeddings less each position's mean, and"
+    yield "the share of the variance that the position explains. Means over seeds, lowest and highest in brackets."
+    yield ""
+    yield from _head("row", "RankMe", "of a width of", "content deviation", "position's share, %")
+    for row in dict.fromkeys(result["row"] for result in results):
+        own = [result for result in results if result["row"] == row]
+        collapse = [result["collapse"] for result in own]
+        cells = [_range(collapse, "rank_me", 1, 1), str(own[0]["width"])]
+        yield _line(row, *cells, _range(collapse, "content_std", 1, 2), _range(collapse, "position_share", 100, 0))
+
+
+def _published() -> Iterator[str]:
+    content = published()
+    yield f"{content['source']}. Its data, its size and its tasks are others: compare the direction, not the level."
+    yield ""
+    tasks = list(content["durations"]["2.08"])
+    yield from _head("crop", *tasks)
+    for seconds, figures in content["durations"].items():
+        yield _line(f"{seconds} s", *(f"{figures[task]:.1f}" for task in tasks))
+
+
+def _cost(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    hours = sum(result["hours_of_training"] for result in results)
+    machines = ", ".join(sorted({result["machine"] for result in results}))
+    versions = ", ".join(sorted({result["version"] for result in results}))
+    yield f"{hours:.1f} hours of training on {machines}; hear_jepa {versions}."
+
+
+def _columns(scores: Scores) -> list[str]:
+    """Tasks, categories of sound with more than one of them, and the mean of all."""
+    categories = [name for name in scores.categories if list(scores.tasks.values()).count(name) > 1]
+    return [*scores.tasks, *(f"*{name}*" for name in categories), f"**{MEAN}**"]
+
+
+def _key(column: str) -> str:
+    return column.strip("*")
+
+
+def _plain(score: Interval | None) -> str:
+    return _number(score, "")
+
+
+def _signed(score: Interval | None) -> str:
+    return _number(score, "+")
+
+
+def _number(score: Interval | None, sign: str) -> str:
+    if score is None or math.isnan(score.mean):
+        return MISSING
+    return f"{score.mean:{sign}.1f}" + ("" if math.isnan(score.half_width) else f" ± {score.half_width:.1f}")
+
+
+def _range(collapse: Sequence[dict[str, float]], name: str, times: float, digits: int) -> str:
+    values = [times * figures[name] for figures in collapse if name in figures]
+    if not values:
+        return MISSING
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), "|" + "---|" * len(names)]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,159 @@
+"""A scale and a row -> the options of a run. Scales and rows are TOML files that hold only what differs.
+
+A scale names a preset of `hear_jepa.train.config` and what differs from it; a row what differs from the scale. Options
+have the names of the command line's: `mask.strategy = "time"`.
+"""
+
+import dataclasses
+import math
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from hear_jepa.errors import OptionError
+from hear_jepa.train.choices import choose
+from hear_jepa.train.config import PRESETS, TrainConfig, check
+
+if sys.version_info >= (3, 11):  # noqa: UP036 (ruff is not told that 3.10 is served)
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAIN_ROW = "unstructured-input"  # the paper's main setting, which the scale itself describes
+SET_BY_THE_STUDY = ("out", "resume", "seed")
+SHIPPED = Path(str(files("hear_jepa.train.study")))
+
+
+def find_rows(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """What differs in each row, by the row's name; the shipped ones, and those of the folder's *.toml files.
+
+    Raises OptionError for a folder without any, and for a name that is there already.
+    """
+    rows = {path.stem: read_toml(path) for path in sorted((SHIPPED / "rows").glob("*.toml"))}
+    rows = {MAIN_ROW: rows.pop(MAIN_ROW)} | rows
+    if folder is None:
+        return rows
+    added = sorted(folder.glob("*.toml"))
+    if not added:
+        raise OptionError(f"--rows-dir {folder} holds no *.toml: a row is one file, with what differs from the scale")
+    for path in added:
+        if path.stem in rows:
+            raise OptionError(f"{path}: there is a row {path.stem} already; give the file another name")
+        rows[path.stem] = read_toml(path)
+    return rows
+
+
+def find_scale(name: str) -> TrainConfig:
+    """The options that all rows of a scale share: of a shipped scale, or of a TOML file of one's own."""
+    shipped = {path.stem: path for path in sorted((SHIPPED / "scales").glob("*.toml"))}
+    path = Path(name) if name.endswith(".toml") else choose(shipped, name, "--scale")
+    content = read_toml(path)
+    preset = content.pop("preset", "paper")
+    _, config = choose(PRESETS, preset, f"{path}: preset")
+    return apply(config, content, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content; raises OptionError with the file's name."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} is not readable TOML: {error}") from error
+
+
+def resolve(scale: TrainConfig, row: str, changes: Mapping[str, Any], crops: int | None = None) -> TrainConfig:
+    """The options of a row's run. Its steps are those in which it hears as many seconds of sound as the main row hears
+    in `crops` crops (none: in the scale's own steps).
+
+    Raises OptionError, with the row's name, for an unknown option or a value out of range.
+    """
+    where = f"{row}.toml"
+    for name in SET_BY_THE_STUDY:
+        if name in changes:
+            raise OptionError(f"{where} sets {name}: the study does")
+    config = apply(scale, changes, where)
+    if "steps" not in changes.get("optim", {}):
+        config = dataclasses.replace(
+            config, optim=dataclasses.replace(config.optim, steps=_steps(scale, config, crops))
+        )
+    steps = config.optim.steps
+    monitor = config.monitor
+    if monitor.collapse_every > steps:  # a short run is looked at once, at its end
+        monitor = dataclasses.replace(monitor, collapse_every=max(1, steps))
+    config = dataclasses.replace(config, monitor=monitor)
+    try:
+        check(config)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from error
+    return config
+
+
+def _steps(scale: TrainConfig, config: TrainConfig, crops: int | None) -> int:
+    frames = (crops or scale.optim.steps * scale.optim.batch_size) * scale.encoder.frames
+    return max(1, round(frames / (config.optim.batch_size * config.encoder.frames)))
+
+
+def seconds_of_sound(config: TrainConfig) -> float:
+    """What a run hears, in seconds."""
+    return config.optim.steps * config.optim.batch_size * crop_s(config)
+
+
+def crop_s(config: TrainConfig) -> float:
+    """Duration of a crop in seconds."""
+    return config.encoder.frames * config.front_end.hop_length / config.front_end.sample_rate
+
+
+def apply(options: Any, changes: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """A dataclass of options with the changes, section by section; raises OptionError, which begins with `where`."""
+    hints = typing.get_type_hints(type(options))
+    values = {}
+    for name, value in changes.items():
+        if name not in hints:
+            raise OptionError(f"{where}: unknown option {prefix}{name}; there are {', '.join(sorted(hints))}")
+        before = getattr(options, name)
+        if dataclasses.is_dataclass(before):
+            if not isinstance(value, Mapping):
+                raise OptionError(f"{where}: {prefix}{name} is a section, with options in it, not {value!r}")
+            values[name] = apply(before, value, where, f"{prefix}{name}.")
+            continue
+        try:
+            values[name] = _typed(value, hints[name])
+        except TypeError as error:
+            raise OptionError(f"{where}: {prefix}{name} is {value!r}: {error}") from error
+    try:
+        return dataclasses.replace(options, **values)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A TOML value as the type of an option; raises TypeError, which says what it should be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise TypeError(f"choose from {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        return _tuple(value, arguments)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _typed(item, arguments[1]) for key, item in value.items()}
+    if Path in (hint, *arguments) and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise TypeError(f"it must be {getattr(hint, '__name__', hint)}")
+
+
+def _tuple(value: Any, kinds: Sequence[Any]) -> tuple:
+    if not isinstance(value, list):
+        raise TypeError("it must be a list")
+    if kinds[-1] is Ellipsis:
+        kinds = [kinds[0]] * len(value)
+    if len(kinds) != len(value):
+        raise TypeError(f"it must be a list of {len(kinds)}")
+    return tuple(_typed(item, kind) for item, kind in zip(value, kinds, strict=True))
