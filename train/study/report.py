@@ -65,7 +65,7 @@ def _setting(study: Study, results: Sequence[dict[str, Any]]) -> Iterator[str]:
         f"{len(results)} of {len(study.runs)} runs: {len(study.rows)} rows, {study.seeds} seeds. Encoder "
         f"{options['encoder']['width']} × {options['encoder']['depth']}; {study.crops:,} crops of the main row, as "
         f"many seconds of sound in every other, from {study.hours:.2f} hours. Test scores in per cent of the linear "
-        "probe of frozen features, mean ± half the 95 % interval over seeds (t distribution; a row of one seed has none)."
+        "probe of frozen features, mean ± half the 95 % interval over seeds (t distribution; one seed has none)."
     )
     yield ""
     yield "![scores and intervals](report.png)"
@@ -81,7 +81,7 @@ def _claims(scores: Scores) -> Iterator[str]:
         number = _signed(claim.difference)
         yield _line(claim.text, f"**{claim.verdict}**", number, claim.measured, seeds, claim.published or MISSING)
     yield ""
-    yield "Published points stand beside the claims on duration; the paper's figures for masking and domain are not here."
+    yield "Published points stand beside the claims on duration; its figures for masking and domain are not here."
     yield "A claim on one task of the paper is tried on the nearest task here, which is not the same data."
 
 
@@ -102,7 +102,7 @@ def _paired(scores: Scores) -> Iterator[str]:
 
 def _durations(scores: Scores) -> Iterator[str]:
     yield "Points over crops of 2.08 s, paired by seed; every run hears equal seconds of sound and is evaluated with"
-    yield "windows of its own length. *Published*: the paper's encoder on the task of its own that asks the same kind of"
+    yield "windows of its own length. *Published*: the paper's encoder on its task that asks the same kind of"
     yield "question."
     yield ""
     longer = [seconds for seconds in DURATION_ROWS if seconds != "2.08"]
