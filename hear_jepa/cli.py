@@ -18,7 +18,7 @@ from hear_jepa.errors import HearJepaError, printable
 REFUSED, INTERRUPTED = 2, 130  # exit codes
 
 COMMANDS = {  # name: (module, one line of help)
-    "info": ("hear_jepa.commands.info", "print a checkpoint's configuration, provenance and SHA-256"),
+    "info": ("hear_jepa.commands.info", "print a checkpoint's configuration, licence, provenance and SHA-256"),
     "convert": ("hear_jepa.commands.convert", "turn a foreign checkpoint into ours"),
     "embed": ("hear_jepa.commands.embed", "embed files and folders of sound"),
     "evaluate": ("hear_jepa.commands.evaluate", "score models on HEAR-format tasks"),

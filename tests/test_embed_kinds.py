@@ -265,4 +265,4 @@ def test_urls_embed_as_the_files(sounds, weights, tmp_path, server, monkeypatch)
 def test_a_url_without_fsspec_says_what_to_install(weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     assert embed("https://example.org/a.wav", tmp_path / "out.npz", weights) == 2
-    assert "hear-jepa[remote]" in capsys.readouterr().err
+    assert "pip install fsspec" in capsys.readouterr().err

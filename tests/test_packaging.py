@@ -24,12 +24,13 @@ ROOMS = {
     ("plot", "label", "umap"): "explore/",
     ("plot",): "figures.py",
     ("parquet",): "files/formats.py",
+    ("remote",): "files/sounds.py",
     ("hub",): "hub.py",
     ("onnx",): "commands/export.py",
 }
-GATES = {"hub.py", "files/formats.py"}  # what they import is asked for by name (hf:…, .parquet), in whatever room
+GATES = {"hub.py", "files/formats.py", "files/sounds.py"}  # asked for by name (hf:…, .parquet, https:…) in any room
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "umap": "umap-learn", "nnAudio": "nnaudio"}
-THROUGH_TORCH = {"tensorboard", "onnx"}  # torch.utils.tensorboard and torch.onnx import them
+THROUGH_OTHERS = {"tensorboard", "onnx", "aiohttp"}  # torch.utils.tensorboard, torch.onnx and fsspec import them
 OF_OTHERS = {"pytorch_lightning", "heareval", "tensorflow"}  # of hear-eval-kit, which has a list of its own
 
 
@@ -101,7 +102,7 @@ def test_an_extra_is_what_its_room_imports(extras):
     required, libraries_of = declared()
     given = set().union(*(libraries_of[extra] for extra in extras))
     used = set().union(*(libraries(PACKAGE / module) for module in reached(ROOMS[extras])))
-    assert given - THROUGH_TORCH == used - required
+    assert given - THROUGH_OTHERS == used - required
 
 
 def test_every_extra_has_a_room():
