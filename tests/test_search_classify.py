@@ -9,15 +9,18 @@
 
 import csv
 import io
+import tarfile
 
 import numpy
 import pytest
 import soundfile
+import torch
 from conftest import random_checkpoint
 
 from hear_jepa.cli import main
-from hear_jepa.errors import OptionError
+from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.explore.classify import cross_validate, labelled_examples, train
+from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.head import Head, load_head
 from hear_jepa.explore.labels import LabelTable
 from hear_jepa.explore.points import Point, clock
@@ -105,7 +108,7 @@ def test_search_finds_a_stretch_where_it_was(folder, model):
     assert search(folder / "long.npz", folder / "clips" / "hum1.wav", 1, model[1])[0].cosine > 0.5
     short = search(folder / "long.npz", query, 1, model[1], start_s=1.21, end_s=1.22)[0]
     assert short.cosine > 0.9999 and abs(short.point.start_s - 1.2) <= 0.08
-    with pytest.raises(OptionError, match=r"ends at 4.00 s"):
+    with pytest.raises(AudioError, match=r"ends at 4.00 s"):
         search(folder / "long.npz", query, 1, model[1], start_s=4.5)
 
 
@@ -173,6 +176,35 @@ def test_labels_of_parts_become_stretches(folder, model, tmp_path, capsys):
     assert stretches[0]["end_s"] == stretches[1]["start_s"] and float(stretches[2]["end_s"]) == pytest.approx(
         4, abs=0.1
     )
+
+
+def test_windows_are_searched_and_labelled(folder, model, tmp_path, capsys):
+    index, head = str(folder / "windows.parquet"), str(tmp_path / "head.safetensors")
+    pytest.importorskip("pyarrow")
+    windows = ["--kind", "windows", "--window-s", "1", "--hop-s", "0.5", "--dtype", "float16"]
+    assert main(["embed", str(folder / "long"), "--out", index, *windows, *model]) == 0
+    hits = search(index, folder / "long" / "1.wav", 9, model[1], start_s=1.5, end_s=2.5)
+    assert all(hit.point.start_s in (1.0, 1.5) for hit in hits[:3])  # the hisses
+    assert {hit.point.path for hit in hits[:3]} == {str(folder / "long" / f"{n}.wav") for n in range(3)}
+    spans = sorted((hit.point.path, hit.point.start_s) for hit in hits)
+    assert all(a[0] != b[0] or b[1] - a[1] >= 1 for a, b in zip(spans[:-1], spans[1:], strict=True))
+    rows = [f"{n}.wav,{name},{start},{end}" for n in range(2) for name, start, end in [("hum", 0, 1), ("hiss", 1, 2.5)]]
+    labels = write_labels(tmp_path / "labels.csv", rows, "path,label,start_s,end_s")
+    assert main(["classify", "train", labels, index, "--out", head]) == 0
+    capsys.readouterr()
+    assert main(["classify", "apply", head, str(folder / "long" / "2.wav"), *model]) == 0
+    scored = {float(row["start_s"]): row["label"] for row in table(capsys.readouterr().out)}
+    assert scored[0.0] == "hum" and scored[1.0] == scored[1.5] == "hiss" and scored[3.0] == "hum"
+
+
+def test_members_of_archives_are_read(folder, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(folder / "long" / "1.wav", "in/1.wav")
+    inside, outside = read_excerpt(tmp_path / "a.tar" / "in" / "1.wav", 1.0, 2.0), folder / "long" / "1.wav"
+    assert torch.equal(inside, read_excerpt(outside, 1.0, 2.0))
+    for gone in (tmp_path / "a.tar" / "in" / "2.wav", tmp_path / "2.wav"):
+        with pytest.raises(AudioError, match="2.wav"):
+            read_excerpt(gone)
 
 
 def test_the_score_is_of_unseen_files():

@@ -16,7 +16,7 @@ import torch
 
 from hear_jepa import Embedder
 from hear_jepa.cli import main
-from hear_jepa.errors import OptionError
+from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.projection import clusters, project
 from hear_jepa.explore.recording_picture import draw, mel_ticks, patch_colours, self_similarity
@@ -67,7 +67,7 @@ def test_an_excerpt_is_that_part_of_the_file(tmp_path, minute):
     soundfile.write(tmp_path / "a.wav", minute[:400000].numpy(), 16000, subtype="FLOAT")
     assert torch.equal(read_excerpt(tmp_path / "a.wav", 9.5, 11.5), minute[152000:184000])
     assert len(read_excerpt(tmp_path / "a.wav", 24.0)) == 16000
-    with pytest.raises(OptionError, match="25.00 s"):
+    with pytest.raises(AudioError, match="25.00 s"):
         read_excerpt(tmp_path / "a.wav", 30.0)
     with pytest.raises(OptionError, match="from 3 to 2 s"):
         read_excerpt(tmp_path / "a.wav", 3, 2)

@@ -70,17 +70,20 @@ def apply(head: Head, sounds: list[str | Path], model: str = "") -> Iterator[Sco
     """
     embedder = load_same_model(model, head.settings, "the head")
     kind = head.settings["kind"]
-    channels = head.settings.get("channels", "mix")
-    for sound in embed_files(embedder, find_sources(sounds).files, kind, channels=channels):
+    options = {name: head.settings[name] for name in ("channels", "window_s", "hop_s") if name in head.settings}
+    for sound in embed_files(embedder, find_sources(sounds).sounds, kind, **options):
+        path = str(sound.path)
         if sound.error is not None:
-            yield Scored(Point(str(sound.path), whole=True), None, sound.error)
+            yield Scored(Point(path, whole=True), None, sound.error)
         for channel, rows in enumerate(sound.embeddings):
+            probabilities = head.probabilities(rows if rows.ndim == 2 else rows[None])
             if kind == "timestamps":
-                probabilities = head.probabilities(rows)
-                yield from _stretches(str(sound.path), channel, probabilities, sound.timestamps_ms, embedder.hop_ms)
+                yield from _stretches(path, channel, probabilities, sound.timestamps_ms, embedder.hop_ms)
+            elif kind == "windows":
+                spans = zip(sound.spans_s.tolist(), probabilities, strict=True)
+                yield from (Scored(Point(path, channel, *span), scores) for span, scores in spans)
             else:
-                point = Point(str(sound.path), channel, 0.0, sound.duration_s, whole=True)
-                yield Scored(point, head.probabilities(rows[None])[0])
+                yield Scored(Point(path, channel, 0.0, sound.duration_s, whole=True), probabilities[0])
 
 
 def labelled_examples(labels: str | Path, embeddings: str | Path) -> tuple[dict, list[tuple[numpy.ndarray, str, str]]]:

@@ -1,14 +1,14 @@
-"""A stretch of a sound file, decoded no further than its end."""
+"""A stretch of an embedded sound, decoded no further than its end."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hear_jepa.errors import OptionError
-from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
-
-BLOCK_S = 10.0
+from hear_jepa.files.audio import SAMPLE_RATE, AudioReader
+from hear_jepa.files.sounds import Sound, members
 
 
 def read_excerpt(
@@ -20,20 +20,28 @@ def read_excerpt(
 ) -> Tensor:
     """Seconds `start_s … end_s` of a file, [samples] at `sample_rate`; of one channel, or the mix of all.
 
-    Raises OptionError for times that are not in the file, AudioError for what cannot be decoded.
+    path: a file, a URL, or ARCHIVE.tar/MEMBER, as `hear-jepa embed` names them.
+    Raises OptionError for times that are none, AudioError for what cannot be decoded or ends before the start.
     """
     if not 0 <= start_s < end_s:
         raise OptionError(f"a stretch from {start_s} to {end_s} s is none: the start is from 0, before the end")
-    first, last = start_s * sample_rate, end_s * sample_rate
-    pieces, n_read = [], 0
-    for block in read_blocks(path, BLOCK_S, sample_rate, mono=channel is None):
-        samples = block[channel or 0]
-        here = slice(round(max(first - n_read, 0)), round(min(max(last - n_read, 0), len(samples))))
-        pieces.append(samples[here])
-        n_read += len(samples)
-        if n_read >= last:
-            break
-    audio = torch.cat(pieces)
-    if not len(audio):
-        raise OptionError(f"{path} ends at {n_read / sample_rate:.2f} s, before {start_s} s")
-    return audio
+    with _sound(path).local() as file, AudioReader(file) as reader:
+        blocks = reader.blocks(sample_rate=sample_rate, mono=channel is None, excerpt=(start_s, end_s))
+        return torch.cat([block[channel or 0] for block in blocks])
+
+
+def is_there(path: str) -> bool:
+    """Whether a file, or the archive that it is in, is where its path says."""
+    return Path(path).is_file() or any(folder.is_file() for folder in Path(path).parents)
+
+
+def _sound(path: str | Path) -> Sound:
+    if Path(path).is_file() or not is_there(str(path)):
+        return Sound(path)
+    archive = Sound(path).archive
+    return _members(archive).get(str(path)) or Sound(path)
+
+
+@lru_cache(maxsize=8)
+def _members(archive: Path) -> dict[str, Sound]:
+    return {str(sound.path): sound for sound in members(archive)}

@@ -4,11 +4,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hear_jepa.explore import map_page, map_picture
+from hear_jepa.explore.excerpt import is_there
 from hear_jepa.explore.labels import LabelTable
 from hear_jepa.explore.points import Points, load_points
 from hear_jepa.explore.projection import clusters, project
 from hear_jepa.explore.similarity import Standardiser, neighbours
 from hear_jepa.figures import save_figure
+from hear_jepa.files.sounds import is_url
 
 FEWEST = 3  # embeddings that make a map
 CLUSTERS = 8
@@ -56,7 +58,7 @@ def write_page(
         colourings,
         map_page.excerpt if embed_audio else None,
     )
-    return sum(not point.path.startswith(map_page.URLS) and not Path(point.path).exists() for point in found.points)
+    return sum(not is_url(point.path) and not is_there(point.path) for point in found.points)
 
 
 def _labels(found: Points, labels: str | Path | None) -> list[str]:

@@ -23,11 +23,11 @@ from hear_jepa.explore.colours import COLOURS, OTHER
 from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.points import Point
 from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.files.sounds import is_url
 
 NEIGHBOURS = 10
 EXCERPT_S = 2.0
 LONGEST_READ_S = 60.0  # of a file, to find its loudest excerpt
-URLS = ("http://", "https://")
 
 
 def write_page(
@@ -75,7 +75,7 @@ def common_folder(paths: Sequence[str]) -> str:
 def url_of(point: Point, folder: str | Path) -> str:
     """What a page in `folder` plays a point's sound from: the file's relative path, and its seconds."""
     times = "" if point.whole else f"#t={point.start_s:.3f},{point.end_s:.3f}"
-    if point.path.startswith(URLS):
+    if is_url(point.path):
         return point.path + times
     try:
         path = quote(Path(os.path.relpath(point.path, folder)).as_posix())
