@@ -13,7 +13,7 @@ from pathlib import Path
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.files.audio import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
 
-NEEDS_FSSPEC = "URLs need fsspec: pip install fsspec aiohttp"
+NEEDS_FSSPEC = "URLs need fsspec: pip install fsspec aiohttp (s3fs for s3://, gcsfs for gs://)"
 COPY_BYTES = 2**20
 
 
