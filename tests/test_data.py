@@ -11,6 +11,7 @@
 * A damaged, altered or missing shard costs only itself and is counted; a folder without audio, shards without manifest,
   with another's or at another rate are refused with the remedy, and every wrong manifest by the name of its field.
 * Every wait for crops ends: where no shard can be read, where a process dies, where nothing comes, and on SIGTERM.
+* Synthetic sound is a function of its generator, at its weight; mixtures have the signal-to-noise ratio asked for.
 * Mean and standard deviation are those of the log-mel of the crops, domains weighted as in training.
 """
 
@@ -39,6 +40,7 @@ from hear_jepa.train.data.crops import BatchPlan, CropRule
 from hear_jepa.train.data.manifest import Manifest, parse_manifest
 from hear_jepa.train.data.normalisation import normalised
 from hear_jepa.train.data.sampler import DataConfig, crop_stream, domain_shares
+from hear_jepa.train.data.synthetic import EVENTS, SyntheticSound
 
 RATE = 16000
 SAMPLES = 33520  # of 208 frames
@@ -165,7 +167,7 @@ def test_processes_make_what_one_thread_makes_in_their_turns(shards):
     shares = domain_shares(DataConfig(), manifest.hours)
     listed = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
     plan = BatchPlan(tuple(shares.values()), 6, 1, 0, 1, 0.0)
-    both = [stream.StreamedBatches(str(shards), listed, plan, SAMPLES, 0, 2, 2)(turn, 2) for turn in (0, 1)]
+    both = [stream.StreamedBatches(str(shards), listed, plan, SAMPLES, RATE, 0, 2, 2)(turn, 2) for turn in (0, 1)]
     expected = [next(both[index % 2])[0] for index in range(6)]
     assert all(map(torch.equal, expected[3:], started_at_3))
 
@@ -201,6 +203,60 @@ def test_gain_is_drawn_within_its_bounds(shards):
     assert gains.abs().max() <= 6.01 and gains.min() < -3 and gains.max() > 3
 
 
+# ---------------------------------------------------------------- sound made on the fly, and mixtures
+
+
+def test_synthetic_sound_is_a_function_of_its_generator_and_unlike_from_crop_to_crop():
+    for rate in (RATE, 32000):
+        sound = SyntheticSound(SAMPLES, rate)
+        crops = [sound.draw(np.random.default_rng(seed)) for seed in range(60)]
+        assert all(crop.shape == (SAMPLES,) and crop.dtype == np.int16 for crop in crops)
+        np.testing.assert_array_equal(crops[7], sound.draw(np.random.default_rng(7)))
+        peaks = np.abs(np.array(crops, dtype=np.int32)).max(axis=1)
+        assert peaks.min() > 900 and peaks.max() < 32000
+        spectra = np.abs(np.fft.rfft(np.array(crops, dtype=np.float32), axis=1)) ** 2
+        centroids = (spectra * np.arange(spectra.shape[1])).sum(axis=1) / spectra.sum(axis=1) * rate / SAMPLES
+        assert centroids.min() < 300 and centroids.max() > 1500
+        noise = sound.noise(np.random.default_rng(0))
+        assert noise.shape == (SAMPLES,) and noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("event", sorted(set(EVENTS), key=lambda event: event.__name__))
+def test_every_event_sounds_at_every_length(event):
+    for seed in range(20):
+        for samples in (320, 5000, 33520):
+            wave = event(np.random.default_rng(seed), samples, RATE)
+            assert wave.shape == (samples,) and np.isfinite(wave).all() and np.abs(wave).max() > 0, (seed, samples)
+
+
+@pytest.mark.parametrize("backend", ["decoded", "stream"])
+def test_the_synthetic_domain_is_weighted_and_resumes(shards, backend):
+    config = DataConfig(str(shards), backend=backend, workers=0, domain_weights={"rain": 1, "synthetic": 1})
+    batches = take(5, config)
+    assert all(map(torch.equal, batches[3:], take(2, config, start_batch=3)))
+    of_rain = sum(abs(crop.std().item() * 32768 - 1000) < 40 for crop in torch.cat(batches))
+    assert 5 <= of_rain <= 25
+
+
+@pytest.mark.parametrize("backend", ["decoded", "stream"])
+def test_mixtures_have_the_ratio_asked_for_and_leave_the_clean_crops(shards, backend):
+    plain = DataConfig(str(shards), backend=backend, workers=0, domain_weights={"rain": 1})
+    mixing = replace(plain, mix_share=0.5, mix_snr_db=(3.0, 9.0))
+    mixed, clean = [], []
+    with closing(crop_stream(mixing, batch_size=6, n_samples=SAMPLES, seed=1)) as crops:
+        for _ in range(12):
+            mixed.append(next(crops))
+            clean.append(crops.clean)
+    if backend == "decoded":  # streaming, the other crops are taken from the same groups
+        assert all(map(torch.equal, clean, take(12, plain)))
+    assert all(map(torch.equal, mixed[5:], take(7, mixing, start_batch=5)))
+    other = torch.cat(mixed) - torch.cat(clean)
+    with_other = other.abs().amax(dim=1) > 0
+    assert 24 <= with_other.sum() <= 48
+    ratio = 20 * torch.log10(torch.cat(clean).square().mean(1).sqrt() / other.square().mean(1).sqrt())[with_other]
+    assert ratio.min() > 2.9 and ratio.max() < 9.1 and ratio.std() > 1
+
+
 # ---------------------------------------------------------------- streaming
 
 
@@ -216,7 +272,7 @@ def domain_stream(shards, domain: str, unit: int, units: int) -> stream.DomainSt
     manifest = parse_manifest((shards / "manifest.json").read_bytes(), "manifest.json")
     listed = tuple(shard for shard in manifest.shards if shard.domain == domain)
     plan = BatchPlan((1.0,), 1, 0, 0, 1, 0.0)
-    batches = stream.StreamedBatches(str(shards), (listed,), plan, SAMPLES, 0, crops_per_clip=1, open_shards=1)
+    batches = stream.StreamedBatches(str(shards), (listed,), plan, SAMPLES, RATE, 0, crops_per_clip=1, open_shards=1)
     return stream.DomainStream(batches, listed, unit, units, {"shards": 0, "clips": 0})
 
 
@@ -408,8 +464,11 @@ def test_sigterm_ends_a_run_that_waits_for_its_shards(shards, tmp_path):
         "predictor.depth": 1,
         "predictor.heads": 2,
         "optim.batch-size": 8,
+        "front-end.n-fft": 400,
+        "monitor.log-every": 1,
         "monitor.probe-every": 0,
         "compute.cpu-ranks": 1,
+        "compute.threads": 1,
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     run = subprocess.Popen([sys.executable, "-m", "hear_jepa.train", "tiny", *arguments])
@@ -420,12 +479,12 @@ def test_sigterm_ends_a_run_that_waits_for_its_shards(shards, tmp_path):
             time.sleep(0.1)
 
     try:
-        wait_for(out / "config.json")
+        wait_for(out / "metrics.jsonl")
         stall.touch()
         wait_for(stalled)
         time.sleep(2)  # until the batches made ahead are used up
         run.send_signal(signal.SIGTERM)
-        assert run.wait(timeout=30) == 0 and (out / "latest.pt").is_file()
+        assert run.wait(timeout=60) == 0 and (out / "latest.pt").is_file()
     finally:
         run.kill()
 
@@ -450,10 +509,11 @@ def test_unusable_sources_are_refused(shards, tmp_path):
     unfinished = copy_of(shards, tmp_path / "unfinished")
     (unfinished / "manifest.json").unlink()
     refused("unfinished holds shards without manifest.json.*run it again", unfinished)
-    refused("names music; .* has game, rain, talk", shards, domain_weights={"music": 1.0})
+    refused("names music; .* has game, rain, talk; there is synthetic too", shards, domain_weights={"music": 1.0})
     refused("not all 0", shards, domain_weights={"rain": 0.0})
     refused("at 16000 Hz, the front end at 32000 Hz: .*--rate 32000", shards, sample_rate=32000)
     refused("--data.crops-per-clip is 0", shards, crops_per_clip=0)
+    refused("--data.mix-share is 1.5", shards, mix_share=1.5)
     refused("--data.timeout-s is nan", shards, timeout_s=float("nan"))
     refused("only be read with --data.backend decoded", tmp_path, backend="stream")
 

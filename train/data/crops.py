@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FULL_SCALE = 32768.0  # of int16
-DOMAINS, CROPS, SHARDS = range(3)  # what random numbers are for
+DOMAINS, CROPS, SHARDS, PARTNERS = range(4)  # what random numbers are for
 
 
 class Source(Protocol):
@@ -17,6 +17,14 @@ class Source(Protocol):
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return int16 [samples]."""
+        ...
+
+
+class NoiseSource(Protocol):
+    """What makes noise to be mixed in."""
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray:
+        """Return float32 [samples]."""
         ...
 
 
@@ -63,6 +71,18 @@ class CropRule:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Which crops have another sound mixed in: `share` of them, `noise_share` of these with noise, others with a crop.
+
+    The signal-to-noise ratio of each is drawn evenly between the two of `snr_db`.
+    """
+
+    share: float = 0.0
+    noise_share: float = 0.5
+    snr_db: tuple[float, float] = (0.0, 20.0)
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """Which crops are in which batch: a function of the seed, the number of the batch and the row in all ranks' batch.
 
@@ -75,21 +95,54 @@ class BatchPlan:
     rank: int
     world_size: int
     gain_db: float
+    mixing: Mixing = Mixing()
 
     def domains(self, index: int) -> np.ndarray:
         """The domain of each crop of this rank's batch `index`, int [batch_size]."""
-        whole = generator(self.seed, DOMAINS, index).choice(
-            len(self.shares), self.batch_size * self.world_size, p=self.shares
-        )
-        return whole[self.rank * self.batch_size :][: self.batch_size]
+        return self._own(self._choice(generator(self.seed, DOMAINS, index)))
 
-    def batch(self, index: int, sources: Sequence[Source]) -> Tensor:
-        """Batch `index`, float32 [batch_size, samples] in [-1, 1] before the gain, drawn from one source a domain."""
+    def partners(self, index: int) -> np.ndarray:
+        """The domain of what is mixed into each crop, int [batch_size]; -1: nothing, len(shares): noise."""
+        if not self.mixing.share:
+            return np.full(self.batch_size, -1)
+        rng = generator(self.seed, PARTNERS, index)
+        partners = self._choice(rng)
+        partners[rng.random(len(partners)) < self.mixing.noise_share] = len(self.shares)
+        partners[rng.random(len(partners)) >= self.mixing.share] = -1
+        return self._own(partners)
+
+    def counts(self, index: int) -> np.ndarray:
+        """How many crops of each domain batch `index` takes, int [domains]."""
+        taken = np.concatenate([self.domains(index), self.partners(index)])
+        return np.bincount(taken[(taken >= 0) & (taken < len(self.shares))], minlength=len(self.shares))
+
+    def batch(self, index: int, sources: Sequence[Source], noise: NoiseSource) -> tuple[Tensor, Tensor | None]:
+        """Batch `index`, float32 [batch_size, samples] in [-1, 1] before the gain, drawn from one source a domain.
+
+        Returns (batch, the same before other sounds were mixed in; None where none are).
+        """
         first = self.rank * self.batch_size
         rngs = [generator(self.seed, CROPS, index, row) for row in range(first, first + self.batch_size)]
         crops = [sources[domain].draw(rng) for domain, rng in zip(self.domains(index), rngs, strict=True)]
-        batch = torch.from_numpy(np.stack(crops)).float().div_(FULL_SCALE)
+        clean = torch.from_numpy(np.stack(crops)).float().div_(FULL_SCALE)
         if self.gain_db:
             gains = [10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20) for rng in rngs]
-            batch *= torch.tensor(gains)[:, None]
-        return batch
+            clean *= torch.tensor(gains)[:, None]
+        if not self.mixing.share:
+            return clean, None
+        mixed = clean.clone()
+        for row, (partner, rng) in enumerate(zip(self.partners(index), rngs, strict=True)):
+            if partner >= 0:
+                other = noise.noise(rng) if partner == len(sources) else sources[partner].draw(rng)
+                self._mix_in(mixed[row], torch.from_numpy(np.array(other, dtype=np.float32)), rng)
+        return mixed, clean
+
+    def _mix_in(self, crop: Tensor, other: Tensor, rng: np.random.Generator) -> None:
+        ratio = 10 ** (rng.uniform(*self.mixing.snr_db) / 20)
+        crop += other * (crop.square().mean().sqrt() / other.square().mean().sqrt().clamp(min=1e-6) / ratio)
+
+    def _choice(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.choice(len(self.shares), self.batch_size * self.world_size, p=self.shares)
+
+    def _own(self, whole: np.ndarray) -> np.ndarray:
+        return whole[self.rank * self.batch_size :][: self.batch_size]

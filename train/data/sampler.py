@@ -12,10 +12,13 @@ from torch import Tensor
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import SAMPLE_RATE
 from hear_jepa.train.data.ahead import Ahead
-from hear_jepa.train.data.crops import BatchPlan, Source
+from hear_jepa.train.data.crops import BatchPlan, Mixing, Source
 from hear_jepa.train.data.decoded import Decoded, decode_folder, decode_shards
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.stream import StreamedBatches, is_url, read_manifest
+from hear_jepa.train.data.stream import Item, StreamedBatches, is_url, read_manifest
+from hear_jepa.train.data.synthetic import SyntheticSound
+
+SYNTHETIC = "synthetic"  # the domain that is made on the fly
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class DataConfig:
     cache_dir: Path | None = None
     """Folder for the memory-mapped file; none: .cache inside the source."""
     domain_weights: dict[str, float] = field(default_factory=dict)
-    """Share of crops from each domain (any scale; a domain not named gets none); empty: in proportion to hours."""
+    """Share of crops from each domain (any scale; a domain not named gets none); empty: in proportion to hours.
+    "synthetic" is sound made on the fly, unless the source has a domain of that name."""
     crops_per_clip: int = 4
     """Stream: crops taken for every clip read, long clips giving more of them than short ones."""
     open_shards: int = 2
@@ -46,19 +50,26 @@ class DataConfig:
     """Seconds to wait for a batch; then the run ends, to be resumed when the shards can be read again."""
     gain_db: float = 0.0
     """Random gain of every crop, drawn evenly from ± this many dB; 0: none."""
+    mix_share: float = 0.0
+    """Share of crops with another sound mixed in."""
+    mix_noise_share: float = 0.5
+    """Share of these whose other sound is noise of a random colour; of the rest it is another crop."""
+    mix_snr_db: tuple[float, float] = (0.0, 20.0)
+    """Their signal-to-noise ratio is drawn evenly between these two, in dB."""
 
 
 class CropStream(Iterator[Tensor]):
     """An endless iterator over batches, float32 [batch_size, samples]; `skipped` counts what could not be read.
 
-    A wait for a batch ends in StopIteration once the function `stop_requested` returns True.
+    `clean` is the batch that came last before other sounds were mixed in, None where none are (`mix_share` 0).
     """
 
     def __init__(self, batches: Ahead, skipped: dict[str, int]):
         self._batches, self.skipped = batches, skipped
+        self.clean: Tensor | None = None
 
     def __next__(self) -> Tensor:
-        batch, skipped = next(self._batches)
+        batch, self.clean, skipped = next(self._batches)
         for kind, count in skipped.items():
             self.skipped[kind] += count
         return batch
@@ -98,18 +109,21 @@ def crop_stream(
         )
 
     def plan_of(shares: dict[str, float]) -> BatchPlan:
-        return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db)
+        mixing = Mixing(config.mix_share, config.mix_noise_share, tuple(config.mix_snr_db))
+        return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db, mixing)
 
     if _backend(config, manifest) == "stream":
         shares = domain_shares(config, manifest.hours)
         shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
-        options = n_samples, start_batch, config.crops_per_clip, config.open_shards
+        options = n_samples, sample_rate, start_batch, config.crops_per_clip, config.open_shards
         batches = StreamedBatches(config.source, shards, plan_of(shares), *options)
         count = max(1, config.prefetch // max(1, config.workers))
         return CropStream(Ahead(batches, config.workers, count, config.timeout_s), {"shards": 0, "clips": 0})
     decoded = _decode(config, manifest, sample_rate)
     shares = domain_shares(config, decoded.hours(sample_rate))
-    batches = _decoded_batches(plan_of(shares), [decoded.rule(domain, n_samples) for domain in shares], start_batch)
+    synthetic = SyntheticSound(n_samples, sample_rate)
+    rules = [decoded.rule(domain, n_samples) if domain in decoded.domains else synthetic for domain in shares]
+    batches = _decoded_batches(plan_of(shares), rules, synthetic, start_batch)
     return CropStream(Ahead(batches, 0, config.prefetch, config.timeout_s), {"items": len(decoded.skipped)})
 
 
@@ -120,13 +134,22 @@ def check_options(config: DataConfig) -> None:
         if not smallest <= getattr(config, name) < math.inf:
             option = f"--data.{name.replace('_', '-')}"
             raise CorpusError(f"{option} is {getattr(config, name)}: it must be a number of at least {smallest}")
+    for name in ("mix_share", "mix_noise_share"):
+        if not 0 <= getattr(config, name) <= 1:
+            option = f"--data.{name.replace('_', '-')}"
+            raise CorpusError(f"{option} is {getattr(config, name)}: it must be a number from 0 to 1")
+    if not (len(config.mix_snr_db) == 2 and all(map(math.isfinite, config.mix_snr_db))):
+        raise CorpusError(f"--data.mix-snr-db is {config.mix_snr_db}: it must be two numbers of dB")
 
 
 def domain_shares(config: DataConfig, hours: dict[str, float]) -> dict[str, float]:
     """The probability of each domain, from the weights asked for and the hours there are; raises CorpusError."""
     weights = config.domain_weights or hours
-    if unknown := sorted(weights.keys() - hours.keys()):
-        raise CorpusError(f"--data.domain-weights names {', '.join(unknown)}; {config.source} has {', '.join(hours)}")
+    if unknown := sorted(weights.keys() - hours.keys() - {SYNTHETIC}):
+        known = ", ".join(hours)
+        raise CorpusError(
+            f"--data.domain-weights names {', '.join(unknown)}; {config.source} has {known}; there is {SYNTHETIC} too"
+        )
     total = sum(weights.values())
     if min(weights.values()) < 0 or not 0 < total < math.inf:
         raise CorpusError(f"--data.domain-weights {weights}: weights must be positive numbers or 0, and not all 0")
@@ -165,8 +188,8 @@ def _decode(config: DataConfig, manifest: Manifest | None, sample_rate: int) -> 
     return decode_shards(folder, manifest, config.cache_dir)
 
 
-def _decoded_batches(plan: BatchPlan, sources: list[Source], start: int) -> Callable:
-    def batches(turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
-        return ((plan.batch(index, sources), {}) for index in itertools.count(start + turn, turns))
+def _decoded_batches(plan: BatchPlan, sources: list[Source], noise: SyntheticSound, start: int) -> Callable:
+    def batches(turn: int, turns: int) -> Iterator[Item]:
+        return ((*plan.batch(index, sources, noise), {}) for index in itertools.count(start + turn, turns))
 
     return batches

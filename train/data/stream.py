@@ -20,10 +20,13 @@ from hear_jepa.errors import CorpusError
 from hear_jepa.train.data.crops import SHARDS, BatchPlan, CropRule, generator
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, Shard, parse_manifest
 from hear_jepa.train.data.shards import DamagedFlac, DamagedShard, flac_length, read_flac, shard_flacs
+from hear_jepa.train.data.synthetic import SyntheticSound
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 100
+
+Item = tuple[Tensor, Tensor | None, dict[str, int]]
 
 
 def is_url(source: str) -> bool:
@@ -67,27 +70,30 @@ class StreamedBatches:
     """The batches of one rank, made by processes that take turns."""
 
     source: str
-    shards: tuple[tuple[Shard, ...], ...]  # of each domain
+    shards: tuple[tuple[Shard, ...], ...]  # of each domain; none of the synthetic one
     plan: BatchPlan
     samples: int
+    sample_rate: int
     start: int
     crops_per_clip: int
     open_shards: int
 
-    def __call__(self, turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
-        """Yield (batch, {what was skipped: how many}) for ever: batches turn, turn + turns, … from `start` on.
+    def __call__(self, turn: int, turns: int) -> Iterator[Item]:
+        """Yield (batch, clean batch, {skipped what: how many}) for ever: batches turn, turn + turns, … from `start` on.
 
         Process number w of W makes batches w, w + W, … whatever batch the run starts with.
         """
         first = self.start + turn
         unit, units = self.plan.rank * turns + first % turns, self.plan.world_size * turns
         skipped = {"shards": 0, "clips": 0}
-        sources = [DomainStream(self, shards, unit, units, skipped) for shards in self.shards]
+        synthetic = SyntheticSound(self.samples, self.sample_rate)
+        sources = [DomainStream(self, shards, unit, units, skipped) if shards else synthetic for shards in self.shards]
         for index in range(first % turns, first, turns):
-            for domain, count in enumerate(np.bincount(self.plan.domains(index), minlength=len(sources))):
-                sources[domain].drawn += int(count)
+            for source, count in zip(sources, self.plan.counts(index), strict=True):
+                if isinstance(source, DomainStream):
+                    source.drawn += int(count)
         for index in itertools.count(first, turns):
-            yield self.plan.batch(index, sources), dict(skipped)
+            yield *self.plan.batch(index, sources, synthetic), dict(skipped)
             skipped.update(shards=0, clips=0)
 
 
