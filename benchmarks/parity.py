@@ -1,7 +1,7 @@
 """A converted checkpoint against its family's own code, layer by layer, on real sound.
 
     git clone https://github.com/nttcslab/m2d          # then "1. Setup" of its README, without the evaluation
-    git clone https://github.com/aurianworld/matpac
+    git clone https://github.com/aurianworld/matpac    # and github.com/XiaoMi/dasheng, Audio-WestlakeU/audiossl
     pip install timm einops nnAudio pandas             # in an environment of its own
     python benchmarks/parity.py m2d m2d
     python benchmarks/parity.py matpac matpac
@@ -19,13 +19,15 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+import torchaudio
 from torch import Tensor
 
 from hear_jepa import Embedder
@@ -97,7 +99,13 @@ def m2d(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
         torch.save({"model": state, "optimizer": {}, "epoch": 300, "args": arguments}, path)
         runtime = portable.PortableM2D(str(path))
         rows = image[0] // patch[0]
-        yield Kind(name, path, state, partial(hooked, runtime, runtime.backbone, rows), image[1])
+        yield Kind(
+            name,
+            path,
+            state,
+            partial(hooked, runtime.encode, runtime.backbone.blocks, runtime.backbone.norm, rows, 1),
+            image[1],
+        )
 
 
 def matpac(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -123,7 +131,56 @@ def matpac(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
         yield Kind(name, path, state, layers, frames)
 
 
-FAMILIES = {"m2d": m2d, "matpac": matpac}
+def dasheng(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """Without the limit of 120 dB below each clip's loudest point, which is a statistic of the clip."""
+    package = sys.modules["dasheng"] = ModuleType("dasheng")  # its own asks for an installed version
+    package.__path__ = [str(checkout / "dasheng")]
+    torch.Callable = Callable  # a name of older versions of torch
+    own = importlib.import_module("dasheng.pretrained.pretrained")
+    model = own.Dasheng(top_db=None, **size).eval()
+    state = filled(model.state_dict(), kept=("window", "fb"))
+    state |= {"init_bn.1.running_mean": 20 * state["init_bn.1.running_mean"].abs() - 25}
+    state |= {"init_bn.1.running_var": 300 * state["init_bn.1.running_var"]}
+    model.load_state_dict(state)
+    path = folder / "dasheng_base.pt"
+    torch.save({"model": state, "config": size}, path)
+
+    def encode(audio: Tensor) -> Tensor:
+        return model(audio)
+
+    yield Kind("dasheng_base.pt", path, state, partial(hooked, encode, model.blocks, model.norm, 1, 0), 1008)
+
+
+def atst(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """Without the limit of 80 dB below each clip's loudest point."""
+    sys.path.insert(0, str(checkout))
+    masks = "audiossl.methods.atstframe.random_mask"
+    sys.modules[masks] = ModuleType(masks)  # of training alone, and it needs fairseq
+    transformer = importlib.import_module("audiossl.methods.atstframe.audio_transformer")
+    options = {"patch_h": 64, "patch_w": 4, "qkv_bias": False, "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}
+    model = transformer.FrameAST(**options, **size).eval()
+    prefix = "model.teacher.encoder."
+    stored = filled({prefix + name: tensor for name, tensor in model.state_dict().items()})
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in stored.items()})
+    mel = torchaudio.transforms.MelSpectrogram(
+        16000, f_min=60, f_max=7800, hop_length=160, win_length=1024, n_fft=1024, n_mels=64
+    )
+    decibels = torchaudio.transforms.AmplitudeToDB(stype="power", top_db=None)
+
+    def encode(audio: Tensor) -> Tensor:
+        scaled = (decibels(mel(audio)) + 79.6482) / (50.6842 + 79.6482) * 2 - 1
+        parts = scaled[:, None].split(1001, dim=-1)
+        lengths = [torch.tensor([part.shape[-1]]) for part in parts]
+        return torch.cat(
+            [model.get_intermediate_layers(*pair, 1, scene=False) for pair in zip(parts, lengths, strict=True)], 1
+        )
+
+    path = folder / "atstframe_base.ckpt"
+    torch.save({"state_dict": stored, "hyper_parameters": {"arch": "base"}}, path)
+    yield Kind("atstframe_base.ckpt", path, stored, partial(hooked, encode, model.blocks, model.norm_frame, 1, 0), 1001)
+
+
+FAMILIES = {"m2d": m2d, "matpac": matpac, "dasheng": dasheng, "atst": atst}
 
 
 def normalised(columns: Tensor, rows: int) -> Tensor:
@@ -132,20 +189,31 @@ def normalised(columns: Tensor, rows: int) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:]).flatten(-2)
 
 
-def hooked(runtime: torch.nn.Module, backbone: torch.nn.Module, rows: int, audio: Tensor) -> list[Tensor]:
-    """The outputs of every block while the runtime encodes, and of the last LayerNorm in place of the last block's."""
+def hooked(
+    encode: Callable[[Tensor], Tensor],
+    blocks: Iterable[torch.nn.Module],
+    norm: torch.nn.Module,
+    rows: int,
+    n_extra: int,
+    audio: Tensor,
+) -> list[Tensor]:
+    """The outputs of every block while their code encodes, and of the last LayerNorm in place of the last block's.
+
+    n_extra: tokens before those of the patches, which are frequency-major, or time-major in a single row.
+    """
     outputs: dict[int, list[Tensor]] = {}
 
     def keep(number: int, _: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
-        tokens = output[0, 1:].unflatten(0, (rows, -1)).transpose(0, 1)  # [T, rows, D]
+        tokens = output[:, n_extra:].flatten(0, 1).unflatten(0, (rows, -1)).transpose(0, 1)  # [T, rows, D]
         outputs.setdefault(number, []).append(tokens.flatten(1))
 
-    modules = [*list(backbone.blocks)[:-1], backbone.norm]
+    modules = [*list(blocks)[:-1], norm]
     handles = [module.register_forward_hook(partial(keep, number)) for number, module in enumerate(modules)]
-    encoded = runtime.encode(audio)[0]
+    encoded = encode(audio)[0]
     for handle in handles:
         handle.remove()
     layers = [torch.cat(outputs[number]) for number in range(len(modules))]
+    layers = [layer[: len(encoded)] for layer in layers]
     assert torch.equal(layers[-1], encoded)
     return [*(normalised(layer, rows) for layer in layers[:-1]), layers[-1]]
 
@@ -161,13 +229,12 @@ def compare(kind: Kind, model: Embedder, sound: Tensor) -> tuple[float, int]:
     """Largest relative difference over layers, and the number of columns compared."""
     theirs = torch.stack(kind.layers(sound[None]))  # [L, T, rows * D]
     ours = model.columns(sound[None])[0].unflatten(1, (len(theirs), -1)).transpose(0, 1)
-    assert ours.shape[1] >= theirs.shape[1] - 1, (ours.shape, theirs.shape)
     count, window = theirs.shape[1], model.grid.columns
     if count > window:
         whole = count // window if kind.window_frames % model.grid.patch_frames == 0 else 1
         count = whole * window
-    difference = (ours - theirs)[:, :count] if count < theirs.shape[1] else ours - theirs
-    return (difference.flatten(1).norm(dim=1) / theirs[:, :count].flatten(1).norm(dim=1)).max().item(), count
+    difference, theirs = (ours[:, :count] - theirs[:, :count]).flatten(1), theirs[:, :count].flatten(1)
+    return (difference.norm(dim=1) / theirs.norm(dim=1)).max().item(), count
 
 
 def expected_numbers(kind: Kind, model: Embedder) -> dict:
@@ -185,12 +252,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("checkout", type=Path, help="folder with the family's own code")
+    parser.add_argument("--kind", default="", help="part of the names of the kinds to compare")
     parser.add_argument("--numbers", type=Path, help="add the numbers of small models to this file instead")
     arguments = parser.parse_args()
     size = SMALL if arguments.numbers else BASE
     numbers = json.loads(arguments.numbers.read_text()) if arguments.numbers and arguments.numbers.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), size):
+            if arguments.kind not in kind.name:
+                continue
             checkpoint, _ = convert(kind.path)
             model = Embedder(checkpoint, layers=list(range(1, checkpoint.encoder.depth + 1)))
             if arguments.numbers:

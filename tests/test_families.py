@@ -51,6 +51,9 @@ def state_of(kind: str) -> dict[str, torch.Tensor]:
     if "pos_embed" in shapes:
         rows = 80 // shapes["patch_embed.proj.weight"][2]
         state["pos_embed"] = fixed_positions(shapes["pos_embed"], rows)
+    if "init_bn.1.running_var" in shapes:
+        state["init_bn.1.running_mean"] = 20 * state["init_bn.1.running_mean"].abs() - 25
+        state["init_bn.1.running_var"] *= 300
     return state
 
 
@@ -132,6 +135,18 @@ def test_a_model_without_a_bias_of_keys_nor_a_class_token(tmp_path):
     assert not checkpoint.encoder.class_token and checkpoint.encoder.n_time_patches == 38
 
 
+def test_a_model_with_two_encoders_serves_the_teacher_unless_asked(tmp_path):
+    state = state_of("atstframe_base.ckpt")
+    student = {name.replace("teacher", "student"): 2 * tensor for name, tensor in state.items()}
+    path = write(
+        tmp_path, {"state_dict": state | student | {"model.student.predictor.0.weight": torch.zeros(3)}}, "a.ckpt"
+    )
+    checkpoint, adapted = convert(path)
+    assert adapted.left_out == ["student", "mask_embed"] and checkpoint.served.encoder == "target"
+    other, _ = convert(path, asked=Asked(encoder="context"))
+    assert other.weights["norm.bias"].equal(2 * checkpoint.weights["norm.bias"])
+
+
 def transposed(state):
     class_token, positions = state["pos_embed"].split([1, 190], dim=1)
     positions = positions.unflatten(1, (5, 38)).transpose(1, 2).flatten(1, 2)
@@ -155,6 +170,14 @@ def transposed(state):
         (M2D, lambda s: s.update({"norm.weight": torch.zeros(3)}), r"norm.weight is \(3,\)"),
         (MATPAC, lambda s: s.pop("cls_token"), "lacks cls_token"),
         (MATPAC, lambda s: s.pop("student_encoder.blocks.0.norm1.bias"), "blocks.0.norm1.bias is absent"),
+        ("dasheng_base.pt", lambda s: s.pop("init_bn.1.running_var"), "lacks running_var"),
+        ("dasheng_base.pt", lambda s: s.update({"cls_token": s["norm.bias"]}), "cls_token is .*, not part of it"),
+        (
+            "atstframe_base.ckpt",
+            lambda s: s.update({"model.teacher.encoder.new.bias": torch.zeros(1)}),
+            "no known use: new",
+        ),
+        ("atstframe_base.ckpt", lambda s: s.pop("model.teacher.encoder.norm_frame.bias"), "norm.bias is absent"),
         (MATPAC, lambda s: s.update({"encoder.pos_embed": s["pos_embed"]}), "encoder.pos_embed is .*, not part of it"),
     ],
 )
@@ -169,12 +192,23 @@ def test_the_tensors_tell_the_family_and_not_the_name(tmp_path):
     path = write(tmp_path, state_of(MATPAC))
     checkpoint, _ = convert(path)
     assert checkpoint.provenance["family"] == "matpac"
-    for wrong in ("m2d", "jepa"):
-        with pytest.raises(CheckpointError, match=r"is absent|not part of it|of no known use|lacks"):
+    for wrong in ("m2d", "jepa", "dasheng", "atst"):
+        with pytest.raises(CheckpointError, match="is absent|not part of it|of no known use|lacks|its patches are not"):
             convert(path, wrong)
     both = state_of(M2D) | {name: tensor for name, tensor in jepa_state().items() if name.startswith("encoder.")}
     with pytest.raises(CheckpointError, match="could be of jepa or m2d: say which with --family"):
         convert(write(tmp_path, both))
+
+
+def test_families_that_are_not_served_are_named_with_the_reason(tmp_path):
+    names = ("encoder.pos_embed", "encoder.blocks.0.attn.Wqkv.weight")
+    path = write(tmp_path, {"state_dict": {name: torch.zeros(3) for name in names}}, "last.ckpt")
+    with pytest.raises(
+        CheckpointError, match="of Audio-JEPA .*, which is not served: its frames are 19.53125 ms apart"
+    ):
+        convert(path)
+    with pytest.raises(CheckpointError, match="which is not served"):
+        load_model(path)
 
 
 def test_what_no_file_tells_is_asked_for(tmp_path):

@@ -7,9 +7,12 @@
 * it stays float32 under autocast, and TF32 is off while it runs on CUDA, back afterwards.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
+import torchaudio
 
 from hear_jepa.model.front_end import FrontEndConfig, LogMel, full_float32
 
@@ -83,3 +86,18 @@ def test_tf32_is_off_on_cuda_and_back_afterwards():
     with full_float32("cuda"):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_bands_of_another_scale_and_a_clamped_floor_are_torchaudio_s(minute):
+    """The front end of Dasheng and ATST-Frame: decibels are ten times a logarithm to base ten."""
+    config = FrontEndConfig(
+        n_fft=1024, n_mels=64, f_min=60.0, f_max=7800.0, mean=0.0, std=math.log(10) / 10,
+        mel_scale="htk", log_floor=1e-10, log_floor_by="clamping",
+    )  # fmt: skip
+    audio = torch.cat([torch.zeros(2000), minute[:16000]])[None]
+    theirs = torchaudio.transforms.MelSpectrogram(
+        16000, f_min=60, f_max=7800, hop_length=160, n_fft=1024, n_mels=64, center=False
+    )
+    expected = torchaudio.transforms.AmplitudeToDB(top_db=None)(theirs(audio))
+    assert (expected[..., 0] == -100).all()
+    torch.testing.assert_close(LogMel(config).valid(audio), expected, rtol=0, atol=2e-3)

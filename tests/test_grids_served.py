@@ -24,6 +24,15 @@ GRIDS = {
     "16x4": (replace(SMALL, patch_frames=4, n_time_patches=52), FrontEndConfig(n_fft=1024)),
     "80x4": (replace(SMALL, patch_mels=80, patch_frames=4, n_freq_patches=1, n_time_patches=52), FrontEndConfig()),
     "80x2": (replace(SMALL, patch_mels=80, patch_frames=2, n_freq_patches=1, n_time_patches=40), FrontEndConfig()),
+    "64x4, decibels": (
+        replace(SMALL, patch_mels=64, patch_frames=4, n_freq_patches=1, n_time_patches=250),
+        FrontEndConfig(n_fft=512, n_mels=64, f_min=0.0, mel_scale="htk", log_floor=1e-10, log_floor_by="clamping"),
+    ),
+    "16x16, windows of 6 s, class token": (replace(SMALL, n_time_patches=38, class_token=True), FrontEndConfig()),
+    "32 kHz, 80 bands": (
+        SMALL,
+        FrontEndConfig(sample_rate=32000, n_fft=800, hop_length=320, f_max=16000.0),
+    ),
     "8x16": (
         replace(SMALL, patch_mels=8, n_freq_patches=8, positions="rotary-time"),
         FrontEndConfig(n_mels=64, n_fft=2048),

@@ -15,12 +15,12 @@ from types import ModuleType
 
 from hear_jepa.disk import file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.families import jepa, m2d, matpac
+from hear_jepa.families import atst, dasheng, jepa, m2d, matpac, unserved
 from hear_jepa.families.adapted import Adapted, Asked
 from hear_jepa.families.reading import named_after, read_names, read_state, without_prefix
 from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, check_config, check_shapes
 
-FAMILIES: dict[str, ModuleType] = {"jepa": jepa, "m2d": m2d, "matpac": matpac}
+FAMILIES: dict[str, ModuleType] = {"jepa": jepa, "m2d": m2d, "matpac": matpac, "dasheng": dasheng, "atst": atst}
 
 
 def convert(
@@ -36,6 +36,9 @@ def convert(
     state = without_prefix(read_state(source))
     name = family or find_family(state, named_after(source))
     if name is None:
+        why = unserved.reason(state)
+        if why:
+            raise CheckpointError(f"{source}: {why}")
         some = ", ".join(sorted(state)[:3])
         raise CheckpointError(
             f"{source} is of no known family ({', '.join(FAMILIES)}): it holds {some}, …. "
@@ -75,8 +78,12 @@ def find_family(names: Collection[str], file_name: str) -> str | None:
 
 def describe_foreign(path: Path) -> str:
     """For an error message: which family's file this is, as far as names tell, and how to convert it."""
+    names = without_prefix(dict.fromkeys(read_names(path)))
+    why = unserved.reason(names)
+    if why:
+        return why
     try:
-        name = find_family(without_prefix(dict.fromkeys(read_names(path))), named_after(path))
+        name = find_family(names, named_after(path))
     except CheckpointError:
         name = None
     of = f"a checkpoint of {FAMILIES[name].TITLE}" if name else "not one of hear_jepa yet"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hear_jepa.disk import atomic_path, file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.model.front_end import FrontEndConfig
+from hear_jepa.model.front_end import LOG_FLOORS, MEL_SCALES, FrontEndConfig
 from hear_jepa.model.grid import Grid
 from hear_jepa.model.pooling import check_pooling
 from hear_jepa.model.vit import POSITIONS, ViT, ViTConfig
@@ -54,6 +54,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {  # least and greatest val
         "f_max": (1, 384_000),
         "mean": (-1e4, 1e4),
         "std": (1e-6, 1e4),
+        "log_floor": (1e-30, 1),
     },
 }
 
@@ -206,8 +207,13 @@ def check_config(checkpoint: Checkpoint) -> None:
                 raise OptionError(f"{name} is {value}: it must be in {least:g} … {greatest:g}")
     if encoder.width % encoder.heads:
         raise OptionError(f"heads is {encoder.heads}: the width {encoder.width} must be a multiple of it")
-    if encoder.positions not in POSITIONS:
-        raise OptionError(f"positions is {encoder.positions!r}: known are {', '.join(POSITIONS)}")
+    for name, value, known in (
+        ("positions", encoder.positions, POSITIONS),
+        ("mel_scale", front_end.mel_scale, MEL_SCALES),
+        ("log_floor_by", front_end.log_floor_by, LOG_FLOORS),
+    ):
+        if value not in known:
+            raise OptionError(f"{name} is {value!r}: known are {', '.join(known)}")
     if not front_end.f_min < front_end.f_max <= front_end.sample_rate / 2:
         raise OptionError(
             f"f_max is {front_end.f_max}: it must be above f_min, {front_end.f_min}, and at most half the sample_rate"

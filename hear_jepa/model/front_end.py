@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEL_FLOOR = torch.finfo(torch.float32).eps  # added to the power before the logarithm
+MEL_FLOOR = torch.finfo(torch.float32).eps
+MEL_SCALES = ("slaney", "htk")
+LOG_FLOORS = ("adding", "clamping")
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
@@ -26,6 +28,9 @@ class FrontEndConfig:
     f_max: float = 8000.0
     mean: float = -7.0633
     std: float = 4.1971
+    mel_scale: str = "slaney"  # bands of one area each; "htk": of one height each, on another scale
+    log_floor: float = MEL_FLOOR  # keeps the logarithm of silence finite
+    log_floor_by: str = "adding"  # it to the power, or "clamping" the power to it
 
     def n_frames(self, n_samples: int) -> int:
         """Frames whose centres lie inside `n_samples` of audio; at least one."""
@@ -56,6 +61,8 @@ class LogMel(nn.Module):
             hop_length=config.hop_length,
             fmin=config.f_min,
             fmax=config.f_max,
+            htk=config.mel_scale == "htk",
+            norm=None if config.mel_scale == "htk" else 1,
             power=2.0,
             center=False,  # the context of the first and the last frame is ours to give: `frames`
             verbose=False,
@@ -80,7 +87,9 @@ class LogMel(nn.Module):
             power = self._power(audio.float())
             # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
             bands = F.conv1d(power, self.mel.mel_basis[:, :, None])
-            return (torch.log(bands + MEL_FLOOR) - self.config.mean) / self.config.std
+            floor = self.config.log_floor
+            power = bands + floor if self.config.log_floor_by == "adding" else bands.clamp(min=floor)
+            return (power.log() - self.config.mean) / self.config.std
 
     def _power(self, audio: Tensor) -> Tensor:
         """[B, samples] -> power spectrum [B, bins, frames]: nnAudio's convolution or, on a CPU, where that takes
