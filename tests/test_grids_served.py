@@ -3,7 +3,8 @@
 * a clip alone and the same clip in a batch embed alike; a stream gives what the whole recording gives;
 * any length embeds, from one sample on, also audio shorter than a patch; silence embeds finitely;
 * timestamps and embeddings have the sizes that the model tells, and scenes are their pooled columns;
-* a click moves the embedding at its own time, and not elsewhere.
+* a click moves the embedding at its own time, and not elsewhere;
+* what is exported computes what the model computes.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from conftest import random_checkpoint
 
 from hear_jepa import Embedder
+from hear_jepa.commands.export import ExportedEmbedder
 from hear_jepa.model.checkpoint import ServedConfig, load_checkpoint, save_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViTConfig
@@ -87,3 +89,14 @@ def test_a_click_moves_the_embedding_at_its_time(model):
     touched = centres[0][change > 0.5 * change.max()]
     reach = (model.grid.column_ms + 1000 * model.log_mel.config.n_fft / model.sample_rate) / 2
     assert (touched - 2000).abs().max() <= reach + model.hop_ms
+
+
+@torch.no_grad()
+def test_the_exported_arithmetic_is_that_of_the_model(model, minute):
+    graph = ExportedEmbedder(model, "timestamps")
+    for n_samples in (model.sample_rate, 4 * model.sample_rate + 1):
+        audio = minute[: 2 * n_samples].view(2, -1)
+        embeddings, times = graph(audio)
+        expected, centres = model.timestamps(audio)
+        torch.testing.assert_close(embeddings, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(times, centres[0])
