@@ -81,7 +81,7 @@ def _claims(scores: Scores) -> Iterator[str]:
         number = _signed(claim.difference)
         yield _line(claim.text, f"**{claim.verdict}**", number, claim.measured, seeds, claim.published or MISSING)
     yield ""
-    yield "Published points stand beside the claims on duration; its figures for masking and domain are not here."
+    yield "Published points are those of the claims on duration; the paper's on masking and domain are not here."
     yield "A claim on one task of the paper is tried on the nearest task here, which is not the same data."
 
 
