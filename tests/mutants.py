@@ -51,7 +51,7 @@ FAULTS = [
     Fault("train/loop.py", "if finite or config.ema.after_skipped_steps:", "if finite:", f"{HAND} -k overflows"),
     Fault("train/loop.py", "self.jepa.update_position_mean(finite)", "pass", f"{HAND} -k hand"),
     Fault("train/loop.py", "start_batch=self.step,", "start_batch=0,", f"{RUN} -k resumed"),
-    Fault("train/loop.py", "mask.of_crops(self.ranks.rows(batch))", "mask.of_crops(slice(0, n_crops))", f"{RUN} -k ranks"),
+    Fault("train/loop.py", "mask.of_crops(self.ranks.share(batch))", "mask.of_crops(slice(0, n_crops))", f"{RUN} -k ranks"),
     Fault("train/loop.py", "output.loss / self.config.optim.accumulation", "output.loss", f"{HAND} -k hand"),
     Fault("train/loop.py", "mask.of_crops(part), last", "mask.of_crops(slice(0, len(log_mel[part]))), last", f"{HAND} -k hand"),
     Fault("train/loop.py", "bad_steps = 0 if finite else bad_steps + 1", "bad_steps = 0", f"{RUN} -k finite"),

@@ -1,7 +1,7 @@
 """The joint-embedding predictive architecture: the paper's figure 2 as one module, and its parts."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -123,7 +123,7 @@ class JEPA(nn.Module):
             outputs = self.target_encoder(patches, None, layers)
         else:  # it sees the targets alone, so every mask needs its own pass
             outputs = self.target_encoder(_repeat(patches, times), mask.target, layers)
-        output = outputs[0] if top == 1 else sum(F.layer_norm(x.float(), x.shape[-1:]) for x in outputs) / top
+        output = outputs[0] if top == 1 else _mean_of_normalised(outputs)
         if latent:
             output = _repeat(output, times)
         target = take(output, scored) if latent else output
@@ -146,7 +146,7 @@ class JEPA(nn.Module):
         """target ← m · target + (1 - m) · context, over parameters and buffers (paper, eq. 2); a frozen one stays."""
         if not self.frozen:
             target, context = _tensors(self.target_encoder), _tensors(self.context_encoder)
-            torch._foreach_lerp_(target, context, 1 - ema_momentum)
+            torch._foreach_lerp_(target, context, 1 - ema_momentum)  # pyright: ignore[reportPrivateImportUsage]
 
     def update_position_mean(self, step_taken: bool) -> None:
         """Take the step's targets into the running mean of every position, or forget a step that was not taken."""
@@ -164,7 +164,11 @@ class Predictor(nn.Module):
     `head` gives the predicted embeddings; the `heads` serve the further terms of the loss that need one.
     """
 
-    def __init__(self, config: PredictorConfig, encoder: ViTConfig, target_width: int, regularisers: list[str] = ()):
+    pos_embed: Tensor
+
+    def __init__(
+        self, config: PredictorConfig, encoder: ViTConfig, target_width: int, regularisers: Sequence[str] = ()
+    ):
         super().__init__()
         self.embed = nn.Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.empty(config.width).normal_(std=0.02))
@@ -203,6 +207,11 @@ class PositionMean(nn.Module):
     section 3.1, there over all tokens).
     """
 
+    mean: Tensor
+    seen: Tensor
+    sums: Tensor
+    counts: Tensor
+
     def __init__(self, n_patches: int, width: int, momentum: float = 0.99):
         super().__init__()
         self.momentum = momentum
@@ -239,6 +248,14 @@ class PositionMean(nn.Module):
 def initialise_as_convolution(linear: nn.Linear) -> None:
     """Draw the bias as torch's convolution does, evenly from ± 1 / sqrt(inputs): that of the authors' patches."""
     nn.init.uniform_(linear.bias, -(linear.in_features**-0.5), linear.in_features**-0.5)
+
+
+def _mean_of_normalised(layers: Sequence[Tensor]) -> Tensor:
+    """Mean of [N, P, D] tensors, each after a LayerNorm without parameters."""
+    total, *others = (F.layer_norm(x.float(), x.shape[-1:]) for x in layers)
+    for other in others:
+        total = total + other
+    return total / len(layers)
 
 
 def _repeat(per_crop: Tensor, times: int) -> Tensor:

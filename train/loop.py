@@ -5,6 +5,7 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -73,7 +74,7 @@ class Run:
             self.state.hours_before = extra["hours"]
         elif self.ranks.is_main and (config.out / LATEST).exists():
             raise OptionError(f"{config.out} holds a run already: go on with it (--resume), or name another --out")
-        self.forward = self._wrap(self.jepa)
+        self.forward: Any = self._wrap(self.jepa)
 
     # ---------------------------------------------------------------- the run
 
@@ -111,18 +112,19 @@ class Run:
                 if metrics:
                     self._look(metrics, log_mel)
             path = self.save(must=True)
-            return finish(self, metrics) if metrics else path
+            return finish(self, metrics) if metrics else path  # pyright: ignore[reportArgumentType]
 
     def take_step(self, audio: Tensor) -> tuple[dict[str, Tensor | float], bool, Tensor]:
         """One optimiser step on this rank's crops [B, samples]: metrics, whether it was taken, and the log-mel."""
         config, micro = self.config, self.config.optim.accumulation
         log_mel = self.log_mel.valid(audio.to(self.ranks.device, non_blocking=True))  # [B, mels, frames]
         mask = self.masks(len(audio))
-        loss = 0.0
+        loss, output = torch.zeros((), device=self.ranks.device), None
         for index in range(micro):
             part = slice(index, None, micro)
             output = self._forward_backward(log_mel[part], mask.of_crops(part), last=index == micro - 1)
             loss = loss + output.loss.detach() / micro
+        assert output is not None  # there is at least one micro-batch
         learning_rate = config.optim.lr(self.step)
         norm, finite = self.optimiser.step(learning_rate)
         ema_momentum = config.ema.momentum(self.step, config.optim.steps)
@@ -139,8 +141,8 @@ class Run:
     def _forward_backward(self, log_mel: Tensor, mask: Mask, last: bool) -> Prediction:
         precision = AUTOCAST[self.config.compute.precision]
         # gradients of the ranks are averaged once, in the last micro-batch
-        distributed = isinstance(self.forward, DistributedDataParallel)
-        with self.forward.no_sync() if distributed and not last else nullcontext():
+        waits = isinstance(self.forward, DistributedDataParallel) and not last
+        with self.forward.no_sync() if waits else nullcontext():
             with torch.autocast(self.ranks.device.type, precision, enabled=precision is not None):
                 output = self.forward(log_mel, mask)
             self.optimiser.backward(output.loss / self.config.optim.accumulation)
@@ -151,7 +153,7 @@ class Run:
         generator = Generator().manual_seed(mixed_seed(self.config.seed, self.step))
         batch = n_crops * self.ranks.world_size
         mask = draw_masks(self.config.mask, batch, self.grid.rows, self.grid.columns, generator)
-        return mask.of_crops(self.ranks.rows(batch)).to(self.ranks.device)
+        return mask.of_crops(self.ranks.share(batch)).to(self.ranks.device)
 
     def crops(self) -> CropStream:
         """This rank's crops, from the present step on."""
@@ -206,7 +208,7 @@ class Run:
             )
         frozen = load_checkpoint(frozen) if frozen else None
         for path, checkpoint in ((self.config.init_from, initial), (self.config.target.frozen_from, frozen)):
-            if checkpoint:
+            if path and checkpoint:
                 self._check_front_end(path, checkpoint)
         return initial, frozen
 

@@ -45,8 +45,8 @@ class Ranks:
             value /= self.world_size
         return value
 
-    def rows(self, batch: int) -> slice:
-        """This rank's rows of a batch that is spread over all ranks."""
+    def share(self, batch: int) -> slice:
+        """This rank's crops of a batch that is spread over all ranks."""
         share = batch // self.world_size
         return slice(self.rank * share, (self.rank + 1) * share)
 
