@@ -4,6 +4,7 @@
   names are refused, and the known ones listed;
 * the model's loss is that of its parts: smooth L1 of what the predictor says of the targets, which the target encoder
   gives, standardised, and every further term with its weight;
+* the predictor knows where its context and its targets lie;
 * gradients reach every weight of the context encoder and of the predictor, and none of the target encoder;
 * after k updates the target encoder is the moving average by its formula, buffers included; a frozen one never moves;
 * `latent` and `input` differ by what the target encoder sees, and by nothing else; a loss on all patches has those of
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from hear_jepa.errors import OptionError
-from hear_jepa.model.vit import ViT, ViTConfig, patchify, take
+from hear_jepa.model.vit import ViT, ViTConfig, patchify, sine_cosine_positions, take
 from hear_jepa.train.jepa import JEPA, PositionMean, PredictorConfig, TargetConfig
 from hear_jepa.train.losses import LOSSES, REGULARISERS, LossConfig, Pass, normalise
 from hear_jepa.train.masking import Mask, MaskConfig, draw_masks
@@ -96,6 +97,18 @@ def test_the_models_loss_is_that_of_its_parts(domain):
     expected += 0.2 * F.smooth_l1_loss(pooled, normalise(seen.mean(1)))
     expected += 0.1 * REGULARISERS["variance"](Pass(patches, context, {}, pooled, None))
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_predictor_knows_where_its_context_and_its_targets_lie():
+    jepa, mask = model(), masks()
+    predictor, context, hidden = jepa.predictor, mask.context[0], mask.target[0]
+    embedded = torch.randn(3, context.shape[1], 32)
+    positions = sine_cosine_positions(5, 4, 16)
+    tokens = [predictor.embed(embedded) + positions[context], predictor.mask_token + positions[hidden]]
+    by_hand = torch.cat(tokens, dim=1)
+    for block in predictor.blocks:
+        by_hand = block(by_hand)
+    torch.testing.assert_close(predictor(embedded, context, hidden), predictor.norm(by_hand))
 
 
 def test_a_loss_on_all_patches():
