@@ -339,7 +339,7 @@ def hostile_outputs(dice: random.Random, count: int, folder: Path) -> Result:
     modes = [[], ["--overwrite"], ["--append"], ["--kind", "timestamps", "--overwrite"], ["--shard", "0/2"]]
     before = snapshot(home)
     for out, source, mode in dice.sample(list(itertools.product(targets, inputs, modes)), k=min(count, 16 * 15)):
-        if out.name == "o" and "--shard" in mode:
+        if Path(out).name == "o" and "--shard" in mode:
             continue  # a new folder, whose parts lie in it: nothing is in the way
         code = run_child(["embed", *source, "--model", str(weights), "--out", str(out), *mode])
         if code != 2 or snapshot(home) != before:
