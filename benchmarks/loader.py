@@ -1,7 +1,7 @@
 """How many crops a loader makes for every crop that a training step of `tiny` consumes.
 
     python benchmarks/loader.py                    # on audio made up for it
-    python benchmarks/loader.py --source shards    # on shards that `prepare` wrote
+    python benchmarks/loader.py --source shards    # on shards of your own
 
 Both are timed in seconds of one core's work, in turns, so that what else the machine does hardly counts. The ratio is
 to a step that keeps all the cores named busy without loss; the median of the turns is printed. At 4 or more a loader
@@ -24,9 +24,11 @@ from hear_jepa.train.corpus.prepare import prepare
 from hear_jepa.train.data.sampler import CropStream, DataConfig, crop_stream
 from hear_jepa.train.loop import Run
 
+AHEAD = 2  # batches that a loader has ready: one waits, one is being made
 LOADERS = {
     "decoded": DataConfig(backend="decoded"),
     "stream": DataConfig(backend="stream", workers=0),  # what a worker does, done where its work can be timed
+    "synthetic": DataConfig(domain_weights={"synthetic": 1.0}),
 }
 
 
@@ -46,6 +48,8 @@ def make_shards(folder: Path) -> str:
 
 def loader_rate(crops: CropStream, batches: int) -> float:
     """Crops a loader makes in a second of one core's work."""
+    for _ in range(AHEAD):  # made while others were timed
+        next(crops)
     started = time.process_time()
     count = sum(len(next(crops)) for _ in range(batches))
     return count / (time.process_time() - started)
@@ -55,7 +59,7 @@ def step_rate(run: Run, audio: torch.Tensor, steps: int) -> float:
     """Crops that training steps consume in a second of one core's work."""
     started = time.process_time()
     for _ in range(steps):
-        run._take_step(audio)
+        run.take_step(audio)
     return steps * len(audio) / (time.process_time() - started)
 
 
