@@ -35,6 +35,7 @@ SCALE = """
 width = 32
 depth = 2
 heads = 2
+frames = 96
 [predictor]
 width = 32
 depth = 1
@@ -46,6 +47,7 @@ base_lr = 0.03
 [monitor]
 log_every = 1
 save_every = 3
+pictures = false
 [compute]
 device = "cpu"
 precision = "fp32"
@@ -192,7 +194,7 @@ def test_killed_and_shared_gives_the_table_of_one_go(inputs, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--crops", "100000"], r"row unstructured-input hears 57\.8 hours, the corpus has 0\.02"),
+        (["--crops", "100000"], r"row unstructured-input hears 26\.7 hours, the corpus has 0\.02"),
         (["--rows", "structured-input"], "--rows is 'structured-input': choose from unstructured-input"),
         (["--scale", "large"], "--scale is 'large': choose from paper, small, tiny"),
         (["--shard", "2/2"], "--shard is '2/2'"),

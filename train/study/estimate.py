@@ -90,7 +90,9 @@ def _short(config: TrainConfig, folder: Path, data: str) -> TrainConfig:
         out=folder,
         data=replace(config.data, source=data),
         optim=replace(config.optim, steps=STEPS, batch_size=batch, warmup_steps=1),
-        monitor=replace(config.monitor, log_every=1, collapse_every=STEPS + 1, probe_every=0, save_every=STEPS + 1),
+        monitor=replace(
+            config.monitor, log_every=1, collapse_every=STEPS + 1, probe_every=0, save_every=STEPS + 1, pictures=False
+        ),
         compute=replace(config.compute, precision="fp32" if half else config.compute.precision),
     )
 
