@@ -63,6 +63,7 @@ def _run(argv: list[str], named: str) -> int:
     parser = argparse.ArgumentParser(prog="hear-jepa", description="Audio embeddings by JEPA.")
     parser.add_argument("--version", action="version", version=f"hear-jepa {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = None
     for name, (module, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
         if name == named:  # the other commands' libraries stay unloaded
@@ -70,6 +71,7 @@ def _run(argv: list[str], named: str) -> int:
                 command = importlib.import_module(module)
             command.add_arguments(subparser)
     arguments = parser.parse_args(argv)
+    assert command is not None, "the parser knows the same commands"
     return command.run(arguments)
 
 

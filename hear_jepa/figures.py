@@ -1,6 +1,7 @@
 """matplotlib figures that are drawn to files, without a window system and without pyplot's global state."""
 
 from pathlib import Path
+from typing import Any
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import OptionError
@@ -8,7 +9,7 @@ from hear_jepa.errors import OptionError
 NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install matplotlib"
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib `Figure` of so many inches; raises OptionError, with what to install, where it is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

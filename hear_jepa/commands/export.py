@@ -7,8 +7,10 @@ Both formats take audio [clips, samples], 16 kHz mono float32, of any number of 
 """
 
 import argparse
+import importlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from hear_jepa.model.embedder import Embedder
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18
+SHAPES: Any = importlib.import_module("torch.fx.experimental._config")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +60,7 @@ def export_model(model: Embedder, out: str | Path, file_format: str = "onnx", ki
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its inner workings
         # Sizes of 1 (one clip, one window) are to take the same path as any other.
-        with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        with SHAPES.patch(backed_size_oblivious=True):
             program = torch.export.export(graph, (audio,), dynamic_shapes=shapes, strict=False)
         with atomic_path(out) as temporary:
             if file_format == "torch":
@@ -149,5 +152,14 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, kind: str) -> 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise OptionError("exporting to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from error
-    names = {"input_names": ["audio"], "output_names": output_names(kind)}
-    torch.onnx.export(program, (), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **names)
+    torch.onnx.export(
+        program,
+        (),
+        path,
+        input_names=["audio"],
+        output_names=output_names(kind),
+        dynamo=True,
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+    )

@@ -68,7 +68,7 @@ class LoadedModel:
 
     spec: ModelSpec
     module: ModuleType
-    model: nn.Module
+    model: Any
     device: torch.device
     sha256: str
 

@@ -24,5 +24,5 @@ def draw(confusion: numpy.ndarray, labels: Sequence[str], title: str):
     if len(labels) <= MOST_NUMBERS:
         for true, predicted in zip(*confusion.nonzero(), strict=True):
             colour = "white" if shares[true, predicted] > 0.5 else "black"
-            axes.text(predicted, true, confusion[true, predicted], ha="center", va="center", color=colour)
+            axes.text(predicted, true, str(confusion[true, predicted]), ha="center", va="center", color=colour)
     return figure

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -37,7 +37,7 @@ def write_page(
     places: numpy.ndarray,
     axes: tuple[str, str],
     nearest: tuple[numpy.ndarray, numpy.ndarray],
-    colourings: dict[str, Sequence[str]],
+    colourings: Mapping[str, Sequence[str]],
     sound: Callable[[Point], bytes | None] | None = None,
 ) -> None:
     """Write the page.

@@ -20,8 +20,8 @@ def project(standard: numpy.ndarray, method: str) -> tuple[numpy.ndarray, tuple[
     variances, vectors = numpy.linalg.eigh(standard @ standard.T if few else standard.T @ standard)
     variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1][:, :2]
     share = variances / max(variances.sum(), 1e-12)
-    names = (f"principal component {k + 1} ({share[k]:.0%} of the variance)" for k in range(2))
-    return (vectors * numpy.sqrt(variances[:2]) if few else standard @ vectors), tuple(names)
+    first, second = (f"principal component {k + 1} ({share[k]:.0%} of the variance)" for k in range(2))
+    return (vectors * numpy.sqrt(variances[:2]) if few else standard @ vectors), (first, second)
 
 
 def clusters(standard: numpy.ndarray, n: int) -> list[int]:
@@ -30,6 +30,7 @@ def clusters(standard: numpy.ndarray, n: int) -> list[int]:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
         raise OptionError("clusters need scikit-learn: pip install scikit-learn") from error
-    found = MiniBatchKMeans(min(n, len(standard)), random_state=0, n_init=3).fit_predict(standard)
+    model = MiniBatchKMeans(min(n, len(standard)), random_state=0, n_init=3)  # pyright: ignore[reportArgumentType]
+    found = model.fit_predict(standard)
     rank = numpy.argsort(numpy.argsort(-numpy.bincount(found), kind="stable"))
     return rank[found].tolist()

@@ -195,7 +195,7 @@ class AudioReader:
     def shortfall(self) -> str:
         """How much of the sound that the header declares was not there, once all is decoded; "" if nothing was."""
         declared_s = declared_duration_s(self.path)
-        if declared_s is None and getattr(self._source, "frames", None):
+        if declared_s is None and self._source.frames:
             declared_s = self._source.frames / self.rate
         decoded_s = self._decoded_samples / self.rate
         if declared_s is None or declared_s - decoded_s <= TRUNCATED_S:
@@ -349,7 +349,7 @@ class _SoundfileSource:
 
     def __init__(self, path: Path, headerless: bool = False):
         self._path = path
-        self._file = soundfile.SoundFile(os.fsencode(path))  # names need not be UTF-8
+        self._file = soundfile.SoundFile(os.fsencode(path))  # pyright: ignore[reportArgumentType]  # names need not be UTF-8
         if self._file.format == "RAW" and not headerless:
             self._file.close()
             raise _HeaderlessError("it has no header")
@@ -376,6 +376,7 @@ class _FfmpegSource:
     """Decoding by an ffmpeg process that writes a Sun AU stream (its header holds rate and channels) to a pipe."""
 
     skipped = 0
+    frames = None  # its header declares none
 
     def __init__(self, path: Path):
         self._path = path
@@ -388,17 +389,19 @@ class _FfmpegSource:
         command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe that nobody reads blocks a talkative ffmpeg)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
-        header = self._process.stdout.read(24)
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout
+        header = self._pipe.read(24)
         if len(header) < 24:
             self._fail()
         _, offset, _, _, self.rate, self.channels = struct.unpack(">6I", header)
-        self._process.stdout.read(offset - 24)
+        self._pipe.read(offset - 24)
 
     def skip(self, samples: int) -> int:
         return 0  # decoded, and left out
 
     def read(self, samples: int) -> torch.Tensor:
-        decoded = self._process.stdout.read(samples * self.channels * 4)
+        decoded = self._pipe.read(samples * self.channels * 4)
         if not decoded and self._process.wait() != 0:
             self._fail()
         words = numpy.frombuffer(decoded, dtype=">f4").astype(numpy.float32)
@@ -406,7 +409,7 @@ class _FfmpegSource:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.stdout.close()
+        self._pipe.close()
         self._process.wait()
         self._messages.close()
 

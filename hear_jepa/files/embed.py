@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -77,11 +78,11 @@ class Embedded:
 
     path: Path
     embeddings: list[numpy.ndarray] = field(default_factory=list)
-    timestamps_ms: numpy.ndarray | None = None
+    timestamps_ms: Any = None
     duration_s: float = 0.0
     error: str | None = None
     warning: str = ""
-    spans_s: numpy.ndarray | None = None
+    spans_s: Any = None
 
 
 def embed_files(
@@ -368,7 +369,7 @@ def check_windows(embedder: Embedder, window_s: float | None, hop_s: float | Non
     """Length and distance of windows in ms. Raises OptionError unless both are whole, and a window holds columns."""
     hop_s = window_s if hop_s is None else hop_s
     shortest_s = max(embedder.grid.settled_samples / embedder.sample_rate, embedder.scene_hop_ms / 1000)
-    if window_s is None or not window_s >= shortest_s or not hop_s > 0:
+    if window_s is None or hop_s is None or not window_s >= shortest_s or not hop_s > 0:
         raise OptionError(
             f"windows need window_s of at least {shortest_s:g} and hop_s above 0, not {window_s}, {hop_s}"
         )

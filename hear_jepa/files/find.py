@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.audio import HEADERLESS, walk_audio
@@ -141,7 +142,7 @@ def _rows(path: str | Path) -> Iterator[dict]:
         raise OptionError(f"the table {path} cannot be read ({error})") from error
 
 
-def _excerpt(start: object, end: object, where: str) -> tuple[float, float]:
+def _excerpt(start: Any, end: Any, where: str) -> tuple[float, float]:
     try:
         span = float(start or 0), math.inf if end is None else float(end)
     except (TypeError, ValueError) as error:

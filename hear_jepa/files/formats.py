@@ -64,9 +64,9 @@ class Embeddings:
 
     paths: list[str]
     channels: list[int]
-    embeddings: numpy.ndarray | list[numpy.ndarray]
-    timestamps_ms: list[numpy.ndarray] | None = None
-    spans_s: numpy.ndarray | list[numpy.ndarray] | None = None
+    embeddings: Any
+    timestamps_ms: Any = None
+    spans_s: Any = None
     failed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, list[str]] = field(default_factory=dict)
@@ -187,7 +187,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
     return found
 
 
-def channels_of(records: list[FileRecord]) -> Iterator[tuple[FileRecord, int, tuple[int, int]]]:
+def channels_of(records: list[FileRecord]) -> Iterator[tuple[FileRecord, int, tuple[int, ...]]]:
     """Every channel of every embedded file, and its rows (first, count)."""
     for record in records:
         for channel, rows in enumerate(record.rows):
@@ -265,7 +265,7 @@ def records_of(columns: dict[str, list], counts: list[int]) -> list[FileRecord]:
         if entry["channel"]:  # another channel of the file before
             records[-1].rows.append((row, count))
         else:
-            excerpt = tuple(entry.get(name) for name in EXCERPT)
+            start_s, end_s = (entry.get(name) for name in EXCERPT)
             records.append(
                 FileRecord(
                     path=entry["path"],
@@ -274,7 +274,7 @@ def records_of(columns: dict[str, list], counts: list[int]) -> list[FileRecord]:
                     rows=[] if entry["error"] is not None else [(row, count)],
                     size=entry.get("file_size", -1),
                     mtime_ns=entry.get("file_mtime_ns", -1),
-                    excerpt=None if None in excerpt else excerpt,
+                    excerpt=None if start_s is None or end_s is None else (start_s, end_s),
                     columns={name: entry[name] for name in extra if entry[name] is not None},
                     warning=entry.get("warning") or "",
                 )
@@ -320,7 +320,7 @@ class Npz:
             arrays = {name: file[name] for name in file.files if name != "embeddings"}
         settings = json.loads(arrays.pop("settings").item())
         failed = list(zip(arrays.pop("failed_paths").tolist(), arrays.pop("failed_reasons").tolist(), strict=True))
-        columns = {Npz.PUBLIC.get(name, name): array for name, array in arrays.items()}
+        columns = {str(Npz.PUBLIC.get(name, name)): array for name, array in arrays.items()}
         starts = columns.pop("starts", numpy.arange(len(columns["path"]) + 1))
         for name in TIMES[settings["kind"]]:
             columns.pop(name, None)

@@ -95,12 +95,13 @@ class WindowStream:
         self._audio, self._audio_frame = [audio], first_needed
 
     def _frames(self, window: Window) -> Tensor:
+        assert self._spectrogram is not None, "computed before"
         start = window.start_frame - self._kept_frame
         return self._spectrogram[:, start : start + window.n_frames]
 
     def _forget(self, before: int) -> None:
         """Let go of the frames that no later window can reach."""
-        if before - self._kept_frame >= FRAMES_AT_ONCE // 2:
+        if self._spectrogram is not None and before - self._kept_frame >= FRAMES_AT_ONCE // 2:
             self._spectrogram = self._spectrogram[:, before - self._kept_frame :].clone()
             self._kept_frame = before
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.files.audio import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
@@ -111,7 +112,7 @@ def remote_sounds(url: str) -> list[Sound]:
     return [Sound(url if name == path else system.unstrip_protocol(name), name=name) for name in names]
 
 
-def fsspec_or_advice():
+def fsspec_or_advice() -> Any:
     """The library; raises OptionError, with what to install, where it is missing."""
     try:
         import fsspec

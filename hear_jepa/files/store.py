@@ -109,7 +109,7 @@ class EmbeddingStore:
         """Keep a piece of an unfinished file."""
         channels = self._open[piece.sound]
         if piece.channel not in channels:
-            channels[piece.channel] = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=self.parts)  # noqa: SIM115
+            channels[piece.channel] = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self.parts))  # noqa: SIM115
         rows = numpy.ascontiguousarray(piece.embeddings, self._rows.dtype)
         if not numpy.isfinite(rows).all():
             self._overflown.add(piece.sound)

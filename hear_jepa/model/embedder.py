@@ -9,7 +9,7 @@ depends on a recording's neighbours.
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,12 @@ class Embedder(nn.Module):
             columns[number, window.timestamps] = embedded
         return columns
 
+    @overload
+    def embed(self, waveform: Tensor, sample_rate: int, kind: Literal["scene"] = "scene") -> Tensor: ...
+    @overload
+    def embed(self, waveform: Tensor, sample_rate: int, kind: Literal["timestamps"]) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def embed(self, waveform: Tensor, sample_rate: int, kind: str) -> Tensor | tuple[Tensor, Tensor]: ...
     def embed(self, waveform: Tensor, sample_rate: int, kind: str = "scene") -> Tensor | tuple[Tensor, Tensor]:
         """One recording, [samples] or [channels, samples], at any rate: mixed to mono and resampled, then embedded.
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,9 @@ class LogMel(nn.Module):
     frame depends on the samples around it and never on where a recording was cut. Always computed in float32, also
     under autocast.
     """
+
+    mel: Any  # nnAudio's module
+    window: Tensor
 
     def __init__(self, config: FrontEndConfig | None = None):
         from nnAudio.features.mel import MelSpectrogram  # a second, for scipy: not of every `import hear_jepa`
@@ -109,7 +113,7 @@ def full_float32(device_type: str) -> Iterator[None]:
     with torch.autocast(device_type, enabled=False):
         if device_type == "cuda":
             cudnn = torch.backends.cudnn
-            kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+            kept: dict[str, Any] = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
             with _CUDNN_FLAGS, cudnn.flags(**kept, allow_tf32=False):
                 yield
         else:

@@ -176,6 +176,8 @@ def initialise(module: nn.Module) -> None:
 class ViT(nn.Module):
     """Encoder of patches. Positions are fixed, and stored with the weights."""
 
+    pos_embed: Tensor  # [T·F, D]
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         if config.positions not in POSITIONS:

@@ -74,7 +74,8 @@ def _shards(out: Path, arguments: argparse.Namespace, records: list, failures: l
         raise CorpusError(f"none of {len(failures)} {remedy} First: {failures[0]['reason']}")
     packages = [(entry, debian.finished_record(entry.name, out)) for entry in load_packages()]
     clones = [(entry, git.finished_record(entry, out)) for entry in load_repositories()]
-    packages, clones = ([(entry, record) for entry, record in found if record] for found in (packages, clones))
+    packages = [(entry, record) for entry, record in packages if record]
+    clones = [(entry, record) for entry, record in clones if record]
     content = {
         "packages": [
             {**{key: record[key] for key in ("package", "version", "sha256")}, "surveyed": entry.version}
@@ -110,7 +111,7 @@ def make_shards(out: Path, arguments: argparse.Namespace) -> None:
 
 def package_table(packages: list) -> str:
     """The list of packages with licence, size and hours, as text."""
-    rows = [("package", "version", "MB", *DOMAINS, "licence")]
+    rows: list[tuple[str, ...]] = [("package", "version", "MB", *DOMAINS, "licence")]
     for package in packages:
         hours = (f"{package.hours[domain]:.2f}" for domain in DOMAINS)
         rows.append((package.package, package.version, f"{package.megabytes:.1f}", *hours, package.licence))

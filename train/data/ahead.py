@@ -79,6 +79,7 @@ class Ahead(Iterator):
 def end_with_parent() -> None:
     """Have this process end when its parent does: one that is killed cannot end its children."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, "the main process has none"
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

@@ -78,7 +78,7 @@ class _Reader:
 
     def manifest(self, content: dict[str, Any]) -> Manifest:
         self._finite("", content)
-        rate = content.get("sample_rate")
+        rate: Any = content.get("sample_rate")
         self._require(_is_count(rate) and rate <= HIGHEST_RATE, "sample_rate", rate, "must be a rate in Hz")
         shards = self._of_type(content, "shards", list)
         self._require(len(shards) > 0, "shards", shards, "must list a shard")
@@ -122,7 +122,7 @@ class _Reader:
             clips, hours = domain.get("clips"), domain.get("hours")
             total_clips, total_hours = sum(shard.clips for shard in shards), sum(shard.hours for shard in shards)
             self._require(clips == total_clips, f"domains.{name}.clips", clips, f"its shards have {total_clips}")
-            close = _is_positive(hours) and math.isclose(hours, total_hours, rel_tol=1e-6)
+            close = hours is not None and _is_positive(hours) and math.isclose(hours, total_hours, rel_tol=1e-6)
             self._require(close, f"domains.{name}.hours", hours, f"its shards have {total_hours:g}")
 
     def _of_type(self, content: dict[str, Any], field: str, kind: type) -> Any:

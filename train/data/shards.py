@@ -59,8 +59,8 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the files in a tar; raises tarfile.TarError where it ends early."""
     for member in tar:
-        if member.isfile():
-            yield member.name, tar.extractfile(member).read()
+        if content := tar.extractfile(member):  # None: a folder
+            yield member.name, content.read()
 
 
 def shard_flacs(data: bytes, shard: Shard, verify: bool = True) -> dict[str, bytes]:

@@ -59,7 +59,7 @@ def _open(url: str) -> IO[bytes]:
     if not is_url(url):
         return open(url, "rb")
     try:
-        from webdataset import gopen
+        from webdataset.gopen import gopen
     except ImportError as error:
         raise CorpusError("reading shards from a URL needs webdataset: pip install webdataset") from error
     return gopen(url)
@@ -110,7 +110,7 @@ class DomainStream:
         own = len(shards) if self._split_clips else len(range(unit, len(shards), units))
         self._groups_per_epoch = math.ceil(own / batches.open_shards)
         self._group, self._end = -1, 0
-        self._rule: CropRule | None = None
+        self._rule: CropRule  # of the group that is being read
         self._verified: set[str] = set()
         self.drawn = 0
 

@@ -81,8 +81,8 @@ def _duration(scores: Scores) -> Iterator[Claim]:
             text, pair = f"{name} loses by longer crops; here {task}", (short, long)
         else:
             continue
-        sign = 1 if pair[0] == long else -1
-        yield Claim(text, _minus(*pair), scores.difference(*pair, task), f"{sign * published_gain(name, '6.4'):+.1f}")
+        change = published_gain(str(name), "6.4") * (1 if pair[0] == long else -1)
+        yield Claim(text, _minus(*pair), scores.difference(*pair, task), f"{change:+.1f}")
 
 
 def _minus(first: str, second: str) -> str:

@@ -27,7 +27,7 @@ def stub_tensorflow():
 
 def restore_current_epoch_setter():
     """`trainer.fit_loop.current_epoch = epoch` sets the number of completed epochs, as before Lightning 1.6."""
-    from pytorch_lightning.loops import FitLoop
+    from pytorch_lightning.loops.fit_loop import FitLoop
 
     def get(loop):
         return loop.epoch_progress.current.completed
@@ -35,7 +35,7 @@ def restore_current_epoch_setter():
     def set_(loop, epoch):
         loop.epoch_progress.current.completed = epoch
 
-    FitLoop.current_epoch = property(get, set_)
+    setattr(FitLoop, "current_epoch", property(get, set_))  # noqa: B010
 
 
 command = " ".join(sys.orig_argv)
