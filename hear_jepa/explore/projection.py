@@ -11,7 +11,7 @@ def project(standard: numpy.ndarray, method: str) -> tuple[numpy.ndarray, tuple[
     """Standardised embeddings [n, size] -> places [n, 2], and the names of the two axes."""
     if method == "umap":
         try:
-            import umap
+            import umap  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise OptionError("UMAP needs umap-learn: pip install umap-learn, or take --method pca") from error
         neighbours = min(15, len(standard) - 1)

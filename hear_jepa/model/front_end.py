@@ -66,7 +66,7 @@ class LogMel(nn.Module):
             fmin=config.f_min,
             fmax=config.f_max,
             htk=config.mel_scale == "htk",
-            norm=None if config.mel_scale == "htk" else 1,
+            norm=None if config.mel_scale == "htk" else 1,  # pyright: ignore[reportArgumentType]
             power=2.0,
             center=False,  # the context of the first and the last frame is ours to give: `frames`
             verbose=False,

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -109,7 +109,7 @@ def crop_stream(
         )
 
     def plan_of(shares: dict[str, float]) -> BatchPlan:
-        mixing = Mixing(config.mix_share, config.mix_noise_share, tuple(config.mix_snr_db))
+        mixing = Mixing(config.mix_share, config.mix_noise_share, (config.mix_snr_db[0], config.mix_snr_db[1]))
         return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db, mixing)
 
     if manifest is not None and _backend(config, manifest) == "stream":
@@ -188,7 +188,7 @@ def _decode(config: DataConfig, manifest: Manifest | None, sample_rate: int) -> 
     return decode_shards(folder, manifest, config.cache_dir)
 
 
-def _decoded_batches(plan: BatchPlan, sources: list[Source], noise: SyntheticSound, start: int) -> Callable:
+def _decoded_batches(plan: BatchPlan, sources: Sequence[Source], noise: SyntheticSound, start: int) -> Callable:
     def batches(turn: int, turns: int) -> Iterator[Item]:
         return ((*plan.batch(index, sources, noise), {}) for index in itertools.count(start + turn, turns))
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -55,7 +55,7 @@ def _read(url: str) -> bytes:
         return stream.read()
 
 
-def _open(url: str) -> IO[bytes]:
+def _open(url: str) -> Any:
     if not is_url(url):
         return open(url, "rb")
     try:

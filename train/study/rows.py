@@ -20,7 +20,7 @@ from hear_jepa.train.config import PRESETS, TrainConfig, check
 if sys.version_info >= (3, 11):  # noqa: UP036 (ruff is not told that 3.10 is served)
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 MAIN_ROW = "unstructured-input"  # the paper's main setting, which the scale itself describes
 SET_BY_THE_STUDY = ("out", "resume", "seed")
