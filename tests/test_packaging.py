@@ -33,6 +33,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "umap": "umap-learn", "nnAudio": "nn
 THROUGH_OTHERS = {"tensorboard", "onnx", "aiohttp"}  # torch.utils.tensorboard, torch.onnx and fsspec import them
 BENCHES = {"mteb", "xares", "perch_hoplite", "ml_collections"}  # for whose adapters the tests look, and skip
 OF_OTHERS = {"pytorch_lightning", "heareval", "tensorflow"}  # of hear-eval-kit, which has a list of its own
+OF_OTHERS |= {"perch_hoplite", "ml_collections"}  # in the test of an adapter, which skips without them
 
 
 @cache
