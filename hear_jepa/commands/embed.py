@@ -11,6 +11,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -34,6 +35,11 @@ from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
 
+# For tqdm where its output is not a terminal: a line a minute in place of a bar.
+LOG_FILE: dict[str, Any] = {
+    "mininterval": 60,
+    "bar_format": "{desc}: {n_fmt} of {total_fmt} files in {elapsed}{postfix}\n",
+}
 REASONS_SHOWN = 20  # in the summary; the output has all that failed
 
 
@@ -137,7 +143,8 @@ def _embed(
         arguments.hop_s,
     )
     started, embedded_s = time.monotonic(), 0.0
-    with tqdm(total=len(sounds), initial=len(done), unit="file", desc="embed") as progress:
+    log_file = {} if sys.stderr.isatty() else LOG_FILE
+    with tqdm(total=len(sounds), initial=len(done), unit="file", desc="embed", **log_file) as progress:
         for event in events:
             if not isinstance(event, FileEnd):
                 store.add(event)
