@@ -48,7 +48,8 @@ CLIP, DECAY, BETAS = 0.05, 0.5, (0.9, 0.95)
 
 
 def by_hand(config):
-    """Context encoder and predictor, target encoder and running mean after three steps."""
+    """The model and the running mean of positions after three steps, and the norms of the gradients before clipping."""
+    norms = []
     front_end = config.front_end.front_end(0.0, 1.0)
     front_end = normalised(front_end, config.data, config.encoder.frames, config.seed)
     torch.manual_seed(config.seed)
@@ -67,6 +68,7 @@ def by_hand(config):
         gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients.values()))
         assert norm > 2 * CLIP  # or nothing would be clipped
+        norms.append(norm)
         with torch.no_grad():
             for name, weight in weights.items():
                 adamw(weight, gradients[name] * CLIP / norm, moments[name], step + 1, RATES[step])
@@ -77,7 +79,7 @@ def by_hand(config):
         of_step = torch.stack([seen[hidden == token].mean(0) for token in range(30)])  # all are hidden in some mask
         mean = 0.99 * mean + 0.01 * of_step if known else of_step
         known = True
-    return jepa, mean
+    return jepa, mean, norms
 
 
 def the_loss(jepa, patches, context, hidden, mean):
@@ -120,7 +122,9 @@ def test_three_steps_by_hand(config, accumulation):
         ema=EmaConfig(MOMENTA[0], MOMENTA[-1]),
     )  # fmt: skip
     loop.train(config)
-    jepa, mean = by_hand(config)
+    jepa, mean, norms = by_hand(config)
+    written = [line["gradient_norm"] for line in read_metrics(config.out) if "loss" in line]
+    assert written == pytest.approx(norms, rel=1e-3)
     saved = read_state(config.out / LATEST)["jepa"]
     for name, tensor in jepa.state_dict().items():
         if name == "position_mean.mean":
