@@ -52,8 +52,10 @@ def export_model(model: Embedder, out: str | Path, file_format: str = "onnx", ki
     """Write `model` to `out`: input "audio", outputs `output_names(kind)`.
 
     Scenes are [clips, size]; timestamps are embeddings [clips, n, size] and centres in ms [n], every `model.hop_ms`.
-    Raises OptionError where a package is missing.
+    Raises OptionError where a package is missing or too old.
     """
+    if not hasattr(SHAPES, "backed_size_oblivious"):
+        raise OptionError(f"exporting needs a newer torch than {torch.__version__}, such as 2.11")
     graph = ExportedEmbedder(model, kind)
     audio = torch.randn(2, 5 * model.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
     shapes = {"audio": {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=shortest_samples(model))}}
