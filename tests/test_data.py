@@ -460,6 +460,7 @@ def test_sigterm_ends_a_run_that_waits_for_its_shards(shards, tmp_path):
         "encoder.heads": 2,
         "encoder.depth": 1,
         "target.top-layers": 1,
+        "serve.layers": 1,
         "predictor.width": 32,
         "predictor.depth": 1,
         "predictor.heads": 2,

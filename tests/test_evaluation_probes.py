@@ -72,7 +72,7 @@ def test_agrees_with_logistic_regression(data):
 
 
 def test_agrees_with_logistic_regression_on_real_sound():
-    model = load_spec("logmel-stats", "cpu")
+    model = load_spec("logmel-stats,front_end=paper", "cpu")
     ours, theirs = [], []
     for folder in find_tasks(SHIPPED):
         task = read_task(folder)

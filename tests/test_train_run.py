@@ -54,6 +54,7 @@ def command(config, *options):
         "data.source": config.data.source,
         "encoder.width": 32,
         "encoder.depth": 2,
+        "serve.layers": 2,
         "encoder.heads": 2,
         "encoder.frames": 96,
         "predictor.width": 32,

@@ -112,7 +112,8 @@ def crop_stream(
         mixing = Mixing(config.mix_share, config.mix_noise_share, (config.mix_snr_db[0], config.mix_snr_db[1]))
         return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db, mixing)
 
-    if manifest is not None and _backend(config, manifest) == "stream":
+    backend = _backend(config, manifest)  # refuses one that the source cannot be read with
+    if manifest is not None and backend == "stream":
         shares = domain_shares(config, manifest.hours)
         shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
         options = n_samples, sample_rate, start_batch, config.crops_per_clip, config.open_shards
