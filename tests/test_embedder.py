@@ -210,3 +210,10 @@ def test_memory_of_ten_minutes_is_that_of_its_sound_and_spectrogram():
     command = [sys.executable, "-c", MEMORY, str(Path(__file__).parent)]
     grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(grown) < 200_000, f"{grown} KiB"
+
+
+def test_a_long_recordings_spectrogram_is_computed_in_chunks_that_join(model, minute):
+    whole = model.spectrogram(minute, -8, 5000)
+    for first in (-8, 2985, 4900):  # around and behind the joint at 2992
+        expected = model.log_mel.frames(minute[None], first, 20)[0]
+        torch.testing.assert_close(whole[:, first + 8 : first + 28], expected, rtol=0, atol=1e-5)
