@@ -230,7 +230,7 @@ def test_missing_tools_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command.main(["debian", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("corpus: apt-get and dpkg-deb not found")
+    assert message.startswith("hear_jepa.train.corpus: apt-get and dpkg-deb not found")
     assert "hear_jepa.train.corpus files" in message
 
 

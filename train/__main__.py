@@ -12,12 +12,19 @@ A preset comes first, then whatever is to differ from it, as --section.option VA
 import logging
 import sys
 
-import tyro
+from hear_jepa.cli import REFUSED, exit_code
 
-from hear_jepa.errors import HearJepaError
-from hear_jepa.train.config import PRESETS, TrainConfig
+try:
+    import tyro
+except ImportError:
+    print('hear_jepa.train: training needs the extra train: pip install ".[train]" in the clone', file=sys.stderr)
+    sys.exit(REFUSED)
+
+from hear_jepa.train.config import PRESETS, TrainConfig, check
+from hear_jepa.train.data.sampler import check_source
 from hear_jepa.train.loop import train
 from hear_jepa.train.ranks import spread_over_cpu
+from hear_jepa.train.run_state import check_out
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
@@ -26,15 +33,19 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
 
 
 def main() -> int:
-    """Run the command line; a mistake of the user's becomes one line on stderr and exit code 2."""
+    """Run the command line; exit codes as those of `hear-jepa`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    return exit_code(run, "hear_jepa.train")
+
+
+def run() -> int:
+    """Train as the command line says, and print what the run leaves."""
     config = parse()
-    try:
-        spread_over_cpu(config.compute)
-        print(train(config))
-    except HearJepaError as error:
-        print(f"hear_jepa.train: {error}", file=sys.stderr)
-        return 2
+    check(config)  # here too: what one process says in a line, several bury in a report of torchrun's
+    check_out(config)
+    check_source(config.data, config.front_end.sample_rate)
+    spread_over_cpu(config.compute)
+    print(train(config))
     return 0
 
 

@@ -26,7 +26,15 @@ from hear_jepa.train.metrics_log import MetricsLog, open_log
 from hear_jepa.train.online_probe import OnlineProbe, check_probe_tasks
 from hear_jepa.train.optimisation import AUTOCAST, Optimiser
 from hear_jepa.train.ranks import start_ranks, stop_ranks
-from hear_jepa.train.run_state import LATEST, RunState, StopRequest, load_state, stop_on_signals, write_config
+from hear_jepa.train.run_state import (
+    LATEST,
+    RunState,
+    StopRequest,
+    check_out,
+    load_state,
+    stop_on_signals,
+    write_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +80,8 @@ class Run:
             self.step, extra = load_state(config.out, self.state)
             self.probe.load_state_dict(extra["probe"])
             self.state.hours_before = extra["hours"]
-        elif self.ranks.is_main and (config.out / LATEST).exists():
-            raise OptionError(f"{config.out} holds a run already: go on with it (--resume), or name another --out")
+        elif self.ranks.is_main:
+            check_out(config)
         self.forward: Any = self._wrap(self.jepa)
 
     # ---------------------------------------------------------------- the run

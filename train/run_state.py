@@ -146,6 +146,15 @@ def load_state(folder: Path, run: RunState) -> tuple[int, dict[str, Any]]:
     return state["step"], state["extra"]
 
 
+def check_out(config: TrainConfig) -> None:
+    """Raise where `out` holds a run that was not asked to be resumed, or none that could be."""
+    known = any((Path(config.out) / name).is_file() for name in (LATEST, PREVIOUS))
+    if known and not config.resume:
+        raise OptionError(f"{config.out} holds a run already: resume it (--resume), or name another --out")
+    if config.resume and not known:
+        raise CheckpointError(f"nothing to resume: {config.out} holds no state; start the run without --resume")
+
+
 def _last_readable(folder: Path) -> tuple[Path, dict[str, Any]]:
     paths = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()]
     if not paths:

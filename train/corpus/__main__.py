@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hear_jepa.errors import CorpusError, HearJepaError
+from hear_jepa.cli import exit_code
+from hear_jepa.errors import CorpusError
 from hear_jepa.train.corpus import debian, git
 from hear_jepa.train.corpus.catalogue import DOMAINS, load_packages, load_repositories, select
 from hear_jepa.train.corpus.prepare import STAGED, OtherShardsError, log_totals, prepare
@@ -178,17 +179,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; a mistake of the user's becomes one line on stderr and exit code 2."""
+    """Run the command line; exit codes as those of `hear-jepa`. After an interruption the same command continues."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return arguments.run(arguments)
-    except (HearJepaError, OSError) as error:
-        print(f"corpus: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("corpus: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return exit_code(lambda: arguments.run(arguments), "hear_jepa.train.corpus")
 
 
 if __name__ == "__main__":

@@ -100,19 +100,12 @@ def crop_stream(
     `start_batch` the stream goes on as one that never stopped. Decoded, the batches k of W ranks joined are batch
     k of one rank with W times the batch size. Raises CorpusError for audio or shards that cannot be used.
     """
-    check_options(config)
-    manifest = _manifest(config)
-    if manifest is not None and manifest.sample_rate != sample_rate:
-        raise CorpusError(
-            f"{config.source} is at {manifest.sample_rate} Hz, the front end at {sample_rate} Hz: "
-            f"prepare the shards with --rate {sample_rate}, or change --front-end.sample-rate"
-        )
+    manifest, backend = check_source(config, sample_rate)
 
     def plan_of(shares: dict[str, float]) -> BatchPlan:
         mixing = Mixing(config.mix_share, config.mix_noise_share, (config.mix_snr_db[0], config.mix_snr_db[1]))
         return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db, mixing)
 
-    backend = _backend(config, manifest)  # refuses one that the source cannot be read with
     if manifest is not None and backend == "stream":
         shares = domain_shares(config, manifest.hours)
         shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
@@ -126,6 +119,21 @@ def crop_stream(
     rules = [decoded.rule(domain, n_samples) if domain in decoded.domains else synthetic for domain in shares]
     batches = _decoded_batches(plan_of(shares), rules, synthetic, start_batch)
     return CropStream(Ahead(batches, 0, config.prefetch, config.timeout_s), {"items": len(decoded.skipped)})
+
+
+def check_source(config: DataConfig, sample_rate: int) -> tuple[Manifest | None, str]:
+    """The source's manifest, None for a folder of sounds, and the backend that reads it.
+
+    Raises CorpusError for options and sources that cannot be used, before any audio is read.
+    """
+    check_options(config)
+    manifest = _manifest(config)
+    if manifest is not None and manifest.sample_rate != sample_rate:
+        raise CorpusError(
+            f"{config.source} is at {manifest.sample_rate} Hz, the front end at {sample_rate} Hz: "
+            f"prepare the shards with --rate {sample_rate}, or change --front-end.sample-rate"
+        )
+    return manifest, _backend(config, manifest)
 
 
 def check_options(config: DataConfig) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hear_jepa.cli import exit_code
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.train.choices import choose
@@ -159,15 +160,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; a mistake of the user's becomes one line on stderr and exit code 2."""
+    """Run the command line; exit codes as those of `hear-jepa`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     parsed = parser().parse_args(arguments)
-    try:
-        with logging_redirect_tqdm():
-            return parsed.function(parsed)
-    except HearJepaError as error:
-        print(f"hear_jepa.train.study: {error}", file=sys.stderr)
-        return 2
+    with logging_redirect_tqdm():
+        return exit_code(lambda: parsed.function(parsed), "hear_jepa.train.study")
 
 
 if __name__ == "__main__":
