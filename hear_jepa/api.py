@@ -26,7 +26,7 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
     model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), a path, or
         hf:owner/name[@revision][/file] of the Hugging Face Hub;
-    options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, as `Embedder` describes them.
+    options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, `pooling`, as `Embedder` describes them.
     Raises `OptionError` for an unknown name or option, `CheckpointError` for a file that cannot be served.
     """
     unknown = sorted(set(options) - set(OPTIONS))
@@ -41,9 +41,9 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
-    """One embedding a clip: the mean over time of its columns of 160 ms, `model.scene_hop_ms` apart.
+    """One embedding a clip: its columns, `model.scene_hop_ms` apart, pooled as `model.pooling` says.
 
-    audio: float [n_sounds, n_samples] at 16 kHz, on any device (moved to the model's).
+    audio: float [n_sounds, n_samples] at `model.sample_rate`, on any device (moved to the model's).
     Returns float32 [n_sounds, model.scene_embedding_size] on the model's device. Raises `AudioError`.
     """
     return model.scenes(check_audio(audio))
@@ -52,9 +52,9 @@ def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
 def get_timestamp_embeddings(audio: Tensor, model: Embedder) -> tuple[Tensor, Tensor]:
     """Embeddings every `model.hop_ms` milliseconds.
 
-    audio: float [n_sounds, n_samples] at 16 kHz, on any device (moved to the model's).
+    audio: float [n_sounds, n_samples] at `model.sample_rate`, on any device (moved to the model's).
     Returns float32 embeddings [n_sounds, n_timestamps, model.timestamp_embedding_size] and timestamps
-    [n_sounds, n_timestamps], each the centre in ms of the 160 ms embedded, on the model's device. Raises `AudioError`.
+    [n_sounds, n_timestamps], each the centre in ms of its column, on the model's device. Raises `AudioError`.
     """
     return model.timestamps(check_audio(audio))
 

@@ -11,7 +11,7 @@ MOST_CHANNELS = 32  # of one recording; more is an array of another layout
 
 def check_audio(audio: Tensor) -> Tensor:
     """Raise `AudioError`, each fault with its own message, unless this is a batch of clips that can be embedded."""
-    wanted = "give a float tensor [n_sounds, n_samples] at 16 kHz"
+    wanted = "give a float tensor [n_sounds, n_samples] at the model's sample_rate"
     if not isinstance(audio, Tensor):
         raise AudioError(f"audio is a {type(audio).__name__}: {wanted}")
     shape = tuple(audio.shape)
