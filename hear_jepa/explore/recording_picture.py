@@ -32,7 +32,7 @@ def self_similarity(embeddings: Tensor) -> Tensor:
 
 
 def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
-    """A matplotlib figure of [samples] at the model's rate: log-mel, patches in colours, self-similarity of the timestamps."""
+    """A figure of [samples] at the model's rate: log-mel, patches in colours, self-similarity of the timestamps."""
     log_mel = model.log_mel(audio[None])[0]
     grid = model.grid
     with torch.no_grad():
