@@ -181,7 +181,7 @@ def extreme_samples(dice: random.Random, folder: Path, count: int) -> None:
 
 
 def kills(dice: random.Random, count: int, folder: Path) -> Iterator[Result]:
-    """Each format and command, killed again and again and given again: the output is the one of a run in peace."""
+    """Each format and command, killed again and again and run again: the output is the one of a run in peace."""
     weights = folder / "small.safetensors"
     save_checkpoint(weights, random_checkpoint())
     sounds, more = folder / "sounds", folder / "more"

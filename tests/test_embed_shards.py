@@ -1,7 +1,7 @@
 """One output, written by many machines.
 
 * Every sound is in one share, whatever the machine calls the folder; the parts together hold what one run gives.
-* Shares that were killed are missing until they are given again; `--status` names them as SLURM's --array takes them.
+* Shares that were killed are missing until they are run again; `--status` names them as SLURM's --array takes them.
 * pyarrow reads the parts as one table, columns of a table of inputs too.
 * A part of another command is refused, and so is a folder that holds anything else.
 """

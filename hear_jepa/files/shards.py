@@ -47,7 +47,7 @@ class Shard:
 def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
     """`I/N`, I from 0, or `auto`: the task of a SLURM array, whose tasks are numbered from 0 to N - 1.
 
-    Raises OptionError. A task that is given again alone, as `--array=3`, needs `I/N`: SLURM then counts one task.
+    Raises OptionError. A task that is run again alone, as `--array=3`, needs `I/N`: SLURM then counts one task.
     """
     if text == "auto":
         try:

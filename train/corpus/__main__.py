@@ -5,7 +5,7 @@
     python -m hear_jepa.train.corpus git --out corpus --exclude tests/tasks       # free sound from public repositories
     python -m hear_jepa.train.corpus debian --list
 
-The same command, given again, continues where it was interrupted. `debian` and `git` may share OUT: OUT/shards then
+The same command, run again, continues where it was interrupted. `debian` and `git` may share OUT: OUT/shards then
 holds the sounds of both. What cannot be had is named at the end and left out: exit code 1.
 """
 
