@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from hear_jepa import Embedder
-from hear_jepa.model.checkpoint import Checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, save_checkpoint
 from hear_jepa.model.vit import ViT, ViTConfig
 
 TASKS = Path(__file__).parent / "tasks"
@@ -29,6 +29,14 @@ def random_checkpoint(config: ViTConfig = SMALL, seed: int = 0, **parts) -> Chec
 def checkpoint() -> Checkpoint:
     """A random encoder of width 96 and depth 3."""
     return random_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory, checkpoint) -> str:
+    """The path of a file of it, to read only."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_checkpoint(path, checkpoint)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,6 @@ from hear_jepa.errors import AudioError
 from hear_jepa.files.audio import read_audio
 from hear_jepa.files.formats import load_embeddings
 from hear_jepa.files.store import EmbeddingStore
-from hear_jepa.model.checkpoint import save_checkpoint
 
 KILLED_RUN = """
 import json, os, signal, sys
@@ -70,13 +69,6 @@ else:
     EmbeddingStore.end = end_or_die
 sys.exit(cli.main(sys.argv[3:]))
 """
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, checkpoint) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(path, checkpoint)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,9 @@ from hear_jepa.cli import main
 from hear_jepa.commands import embed as embed_command
 from hear_jepa.errors import OptionError
 from hear_jepa.files.formats import load_embeddings
-from hear_jepa.model.checkpoint import save_checkpoint
 from hear_jepa.model.pooling import Pool
 
 NAMES = ("out.npz", "out.parquet", "out")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, checkpoint) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(path, checkpoint)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

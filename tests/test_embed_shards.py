@@ -19,7 +19,6 @@ from hear_jepa.errors import OptionError
 from hear_jepa.files.find import find_sources
 from hear_jepa.files.formats import load_embeddings
 from hear_jepa.files.shards import Shard, array_expression, parse_shard
-from hear_jepa.model.checkpoint import save_checkpoint
 
 N_SHARDS = 8
 KILLED = """
@@ -36,13 +35,6 @@ else:
     command.write_manifest = die
 sys.exit(cli.main(sys.argv[2:]))
 """
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, checkpoint) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(path, checkpoint)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
