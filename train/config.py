@@ -173,8 +173,9 @@ class ComputeConfig:
 
     device: str = "auto"
     """auto: cuda where there is one, mps, else cpu; or a torch device. Every rank takes its own GPU."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp32, or autocast; fp16 (the paper) with loss scaling. The log-mel and the loss are always float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """fp32, or autocast; fp16 (the paper) with loss scaling; auto: bf16 on a GPU or processor that multiplies bfloat16
+    itself (AVX-512 BF16, AMX), fp32 elsewhere. The log-mel and the loss are always float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     gradient_checkpointing: bool = False
@@ -264,7 +265,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
                 steps=20_000, batch_size=32, base_lr=4e-3, warmup_steps=500, schedule="constant", decay_share=0.2
             ),
             ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
-            compute=ComputeConfig(cpu_ranks=2),  # or one process of two threads: benchmarks/ranks.py compares
+            compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares
         ),
     ),
     "small": (

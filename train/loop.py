@@ -24,7 +24,7 @@ from hear_jepa.train.jepa import JEPA, Prediction
 from hear_jepa.train.masking import Mask, draw_masks
 from hear_jepa.train.metrics_log import MetricsLog, open_log
 from hear_jepa.train.online_probe import OnlineProbe, check_probe_tasks
-from hear_jepa.train.optimisation import AUTOCAST, Optimiser
+from hear_jepa.train.optimisation import Optimiser, attention_kernel, autocast_type
 from hear_jepa.train.ranks import start_ranks, stop_ranks
 from hear_jepa.train.run_state import (
     LATEST,
@@ -53,6 +53,7 @@ class Run:
         check(config)
         check_probe_tasks(config.monitor.probe_tasks)
         self.ranks = start_ranks(config.compute)
+        self.autocast = autocast_type(config.compute.precision, self.ranks.device)
         self._check_batch_size()
         initial, frozen = self._other_runs()
         known = initial or frozen  # weights fit the statistics that they were trained with
@@ -147,11 +148,11 @@ class Run:
         return values, finite, log_mel
 
     def _forward_backward(self, log_mel: Tensor, mask: Mask, last: bool) -> Prediction:
-        precision = AUTOCAST[self.config.compute.precision]
+        dtype, device = self.autocast, self.ranks.device
         # gradients of the ranks are averaged once, in the last micro-batch
         waits = isinstance(self.forward, DistributedDataParallel) and not last
-        with self.forward.no_sync() if waits else nullcontext():
-            with torch.autocast(self.ranks.device.type, precision, enabled=precision is not None):
+        with self.forward.no_sync() if waits else nullcontext(), attention_kernel(dtype, device):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 output = self.forward(log_mel, mask)
             self.optimiser.backward(output.loss / self.config.optim.accumulation)
         return output

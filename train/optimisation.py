@@ -1,13 +1,35 @@
 """AdamW with its decay groups, mixed precision and gradient clipping, as one object that takes a step."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hear_jepa.train.config import ComputeConfig, OptimConfig
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the encoders and the predictor compute in under autocast; none: float32."""
+    if precision == "auto":
+        fast = {"cpu": _multiplies_bfloat16, "cuda": torch.cuda.is_bf16_supported}
+        precision = "bf16" if fast.get(device.type, bool)() else "fp32"
+    return AUTOCAST[precision]
+
+
+def attention_kernel(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager:
+    """Inside, attention is plain matrix products where these train faster: on a CPU under bfloat16, where the backward
+    pass of torch's fused kernel takes twice as long."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and dtype is not None else nullcontext()
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has AVX-512 BF16 or AMX; without them bfloat16 is slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict]:
