@@ -4,17 +4,13 @@
   with the sound, and none is missing or empty.
 * float16 outputs are the float32 ones, rounded.
 * A row of a table is an excerpt: it embeds as the sound cut out by hand; its further columns travel on.
-* Members of a tar archive, and URLs, embed as the files that they hold; a URL that fails is a failure by name.
+* Members of a tar archive embed as the files that they hold; a table may name them.
 * Whatever the input, what is in an output is not embedded again.
 """
 
 import csv
-import functools
-import http.server
 import json
-import shutil
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy
@@ -217,44 +213,3 @@ def test_members_of_an_archive_embed_as_the_files(sounds, weights, tmp_path, mon
     assert embed(tmp_path / "shard.tar", tmp_path / "tar.npz", weights, "--append") == 0 and not embedded
     (tmp_path / "bad.tar").write_bytes(b"nothing" * 999)
     assert embed(tmp_path / "bad.tar", tmp_path / "bad.npz", weights) == 2
-
-
-@pytest.fixture
-def server(sounds, tmp_path):
-    """A web server of this machine, on a copy of the sounds."""
-    pytest.importorskip("fsspec")
-    pytest.importorskip("aiohttp")
-    folder = tmp_path / "www"
-    shutil.copytree(sounds, folder)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    handler.func.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
-
-
-def test_urls_embed_as_the_files(sounds, weights, tmp_path, server, monkeypatch):
-    address, folder = server
-    (folder / "broken.flac").write_bytes(b"fLaC and no more")
-    urls = [f"{address}/{name}" for name in ("2.flac", "3.flac", "broken.flac", "gone.flac")]
-    (tmp_path / "list.txt").write_text("\n".join(urls))
-    out = tmp_path / "out.npz"
-    assert embed(tmp_path / "list.txt", out, weights) == 1
-    found = load_embeddings(out)
-    assert found.paths == urls[:2] and list(found.failed) == urls[2:]
-    assert embed(sounds, tmp_path / "files.npz", weights) == 0
-    numpy.testing.assert_allclose(found.embeddings, load_embeddings(tmp_path / "files.npz").embeddings[2:], atol=1e-5)
-    embedded = spy(monkeypatch)
-    shutil.copy(sounds / "1.flac", folder / "3.flac")
-    assert embed(tmp_path / "list.txt", out, weights, "--append") == 1
-    assert sorted(sound.path for sound in embedded) == urls[1:]  # what changed, and what failed
-    assert embed(f"{address}/2.flac", tmp_path / "one.npz", weights) == 0
-    assert embed(f"{address}/*.flac", tmp_path / "all.npz", weights) == 1
-    assert len(load_embeddings(tmp_path / "all.npz").paths) == 4
-
-
-def test_a_url_without_fsspec_says_what_to_install(weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
-    assert embed("https://example.org/a.wav", tmp_path / "out.npz", weights) == 2
-    assert "pip install fsspec" in capsys.readouterr().err

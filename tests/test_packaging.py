@@ -30,7 +30,7 @@ ROOMS = {
 }
 GATES = {"hub.py", "files/formats.py", "files/sounds.py"}  # asked for by name (hf:…, .parquet, https:…) in any room
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "umap": "umap-learn", "nnAudio": "nnaudio"}
-THROUGH_OTHERS = {"tensorboard", "onnx", "aiohttp"}  # torch.utils.tensorboard, torch.onnx and fsspec import them
+THROUGH_OTHERS = {"tensorboard", "onnx"}  # torch.utils.tensorboard and torch.onnx import them
 BENCHES = {"mteb", "xares", "perch_hoplite", "ml_collections"}  # for whose adapters the tests look, and skip
 OF_OTHERS = {"pytorch_lightning", "heareval", "tensorflow"}  # of hear-eval-kit, which has a list of its own
 OF_OTHERS |= {"perch_hoplite", "ml_collections"}  # in the test of an adapter, which skips without them

@@ -1,6 +1,5 @@
 """A stretch of an embedded sound, decoded no further than its end."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.audio import SAMPLE_RATE, AudioReader
-from hear_jepa.files.sounds import Sound, members
+from hear_jepa.files.sounds import sound_at
 
 
 def read_excerpt(
@@ -25,7 +24,7 @@ def read_excerpt(
     """
     if not 0 <= start_s < end_s:
         raise OptionError(f"a stretch from {start_s} to {end_s} s is none: the start is from 0, before the end")
-    with _sound(path).local() as file, AudioReader(file) as reader:
+    with sound_at(path).local() as file, AudioReader(file) as reader:
         blocks = reader.blocks(sample_rate=sample_rate, mono=channel is None, excerpt=(start_s, end_s))
         return torch.cat([block[channel or 0] for block in blocks])
 
@@ -33,15 +32,3 @@ def read_excerpt(
 def is_there(path: str) -> bool:
     """Whether a file, or the archive that it is in, is where its path says."""
     return Path(path).is_file() or any(folder.is_file() for folder in Path(path).parents)
-
-
-def _sound(path: str | Path) -> Sound:
-    if Path(path).is_file() or not is_there(str(path)):
-        return Sound(path)
-    archive = Sound(path).archive
-    return _members(archive).get(str(path)) or Sound(path)
-
-
-@lru_cache(maxsize=8)
-def _members(archive: Path) -> dict[str, Sound]:
-    return {str(sound.path): sound for sound in members(archive)}

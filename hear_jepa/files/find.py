@@ -6,14 +6,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.audio import HEADERLESS, walk_audio
 from hear_jepa.files.formats import RESERVED_COLUMNS, pyarrow_or_advice
-from hear_jepa.files.sounds import Sound, is_url, members, remote_sounds
+from hear_jepa.files.sounds import Sound, is_archive, is_url, members, remote_sounds, sound_at
 
 LIST_SUFFIX = ".txt"
 TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -91,7 +91,7 @@ def _expand(name: str, found: Found, headerless: bool, listed: bool = False) -> 
                     yield Sound(path, name=relative)
                 else:
                     found.left_out.append(path)
-        elif root.suffix.lower() == ".tar":
+        elif is_archive(root.name):
             yield from members(root)
         elif listed or headerless or root == Path(name) or root.suffix.lower() not in HEADERLESS:
             yield Sound(root, name=root.as_posix())
@@ -116,10 +116,10 @@ def read_table(path: str | Path) -> list[Sound]:
         start, end = values.pop("start_s", None), values.pop("end_s", None)
         source = str(values.pop("path"))
         sounds.append(
-            Sound(
-                source if is_url(source) else Path(source),
-                None if start is end is None else _excerpt(start, end, f"{path}, row {number}"),
-                tuple((name, str(value)) for name, value in values.items()),
+            replace(
+                sound_at(source),
+                excerpt=None if start is end is None else _excerpt(start, end, f"{path}, row {number}"),
+                columns=tuple((name, str(value)) for name, value in values.items()),
                 name=source,
             )
         )
