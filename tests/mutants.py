@@ -111,7 +111,7 @@ FAULTS = [
     # checkpoints, states and resuming
     Fault("hear_jepa/model/checkpoint.py", "    if not sound:", "    if False:", "test_checkpoint.py"),
     Fault("hear_jepa/model/checkpoint.py", "if not torch.isfinite(tensor).all():", "if False:", "test_checkpoint.py"),
-    Fault("hear_jepa/model/checkpoint.py", "if not (math.isfinite(value) and least <= value <= greatest):", "if False:", "test_checkpoint.py"),
+    Fault("hear_jepa/options.py", "if not (math.isfinite(value) and least <= value <= greatest):", "if False:", "test_checkpoint.py"),
     Fault("train/run_state.py", "if damaged := archive.testzip():", "if damaged := None:", f"{RUN} -k flipped"),
     Fault("train/run_state.py", "os.replace(path, path.with_name(PREVIOUS))", "pass", f"{RUN} -k flipped"),
     Fault("train/run_state.py", "if changed:", "if False:", f"{RUN} -k refusals"),

@@ -41,7 +41,7 @@ def test_a_scene_is_its_timestamps_pooled(checkpoint, minute):
 
 
 def test_unknown_poolings_are_refused(checkpoint):
-    with pytest.raises(OptionError, match="pooling must be one of mean, mean.std, not 'max'"):
+    with pytest.raises(OptionError, match="pooling is 'max': choose from mean, mean.std"):
         Embedder(checkpoint, pooling="max")
 
 

@@ -107,7 +107,7 @@ def test_a_file_adds_a_row(tmp_path):
     [
         ("mask.startegy = 'time'", r"mine\.toml: unknown option mask\.startegy; there are .*strategy"),
         ("masks.strategy = 'time'", r"mine\.toml: unknown option masks; there are .*mask"),
-        ("mask = 'time'", r"mine\.toml: mask is a section"),
+        ("mask = 'time'", r"mine\.toml: mask is 'time': it must be a section"),
         ("mask.strategy = 'thyme'", r"mine\.toml: .*choose from unstructured"),
         ("target.domain = 'middle'", r"mine\.toml: target\.domain is 'middle': choose from input, latent"),
         ("encoder.width = '192'", r"mine\.toml: encoder\.width is '192': it must be int"),

@@ -267,7 +267,7 @@ def test_refusals(config, tmp_path):
         loop.train(replace(config, resume=True, optim=replace(config.optim, weight_decay=0.5)))
     with pytest.raises(HearJepaError, match="nowhere.*missing"):
         loop.train(replace(config, out=tmp_path / "x", monitor=replace(config.monitor, probe_tasks=(Path("nowhere"),))))
-    with pytest.raises(OptionError, match="width 32 .* heads 5"):
+    with pytest.raises(OptionError, match="heads is 5: the width 32"):
         loop.train(replace(config, out=tmp_path / "x", encoder=replace(config.encoder, heads=5)))
     with pytest.raises(OptionError, match="multiple of 3"):
         loop.train(replace(config, out=tmp_path / "x", optim=replace(config.optim, accumulation=3)))

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import grid_of
-from hear_jepa.model.front_end import FrontEndConfig
+from hear_jepa.model.front_end import FrontEndOptions
 from hear_jepa.model.vit import ViTConfig
-from hear_jepa.train.choices import choose
+from hear_jepa.options import check_fields, check_name, within
 from hear_jepa.train.data.sampler import DataConfig
 from hear_jepa.train.jepa import PredictorConfig, TargetConfig
 from hear_jepa.train.losses import LossConfig
@@ -61,36 +61,14 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class FrontEndOptions:
-    """The log-mel that the encoder sees; its mean and deviation are measured on the corpus."""
-
-    sample_rate: int = 16000
-    """Sample rate of the audio in Hz."""
-    n_fft: int = 400
-    """Window of the Fourier transform in samples (the paper: 400, 25 ms at 16 kHz). A longer one resolves pitch."""
-    hop_length: int = 160
-    """Samples from frame to frame."""
-    n_mels: int = 80
-    """Mel bands."""
-    f_min: float = 50.0
-    """Lowest frequency of the bands in Hz."""
-    f_max: float = 8000.0
-    """Highest frequency of the bands in Hz."""
-
-    def front_end(self, mean: float, std: float) -> FrontEndConfig:
-        """These settings with the corpus statistics."""
-        return FrontEndConfig(**dataclasses.asdict(self), mean=mean, std=std)
-
-
-@dataclass(frozen=True)
 class OptimConfig:
     """Optimisation."""
 
-    steps: int = 286_000
+    steps: int = within(286_000, 1)
     """Optimiser steps of the whole run (the paper: 300 epochs of AudioSet)."""
-    batch_size: int = 2048
+    batch_size: int = within(2048, 1)
     """Crops of a step, over all ranks and accumulated micro-batches."""
-    accumulation: int = 1
+    accumulation: int = within(1, 1)
     """Micro-batches of a step on every rank: more of them need less memory."""
     base_lr: float = 3e-4
     """Peak learning rate for a batch of 256; it scales with the batch: lr = base_lr · batch_size / 256."""
@@ -116,11 +94,11 @@ class OptimConfig:
     """AdamW's betas."""
     clip: float = 3.0
     """Largest norm of the gradient; 0 leaves it as it is."""
-    max_bad_steps: int = 20
+    max_bad_steps: int = within(20, 1)
     """Steps in a row with a non-finite loss or gradient after which the run ends, its state saved."""
 
     def __post_init__(self):
-        choose(SCHEDULES, self.schedule, "--optim.schedule")
+        check_name(self.schedule, SCHEDULES, "--optim.schedule")
 
     @property
     def peak_lr(self) -> float:
@@ -137,8 +115,7 @@ class OptimConfig:
         if step < self.warmup:
             return warm_up(step, self.warmup, self.peak_lr, self.warmup_from_zero)
         decay, final = round(self.decay_share * self.steps), self.peak_lr * self.final_lr_share
-        schedule = choose(SCHEDULES, self.schedule, "--optim.schedule")
-        return schedule(step - self.warmup, self.steps - self.warmup, decay, self.peak_lr, final)
+        return SCHEDULES[self.schedule](step - self.warmup, self.steps - self.warmup, decay, self.peak_lr, final)
 
 
 @dataclass(frozen=True)
@@ -159,12 +136,12 @@ class EmaConfig:
     """Move the target encoder also in a step that a non-finite gradient skipped (the authors, in fp16)."""
 
     def __post_init__(self):
-        choose(RAMPS, self.shape, "--ema.shape")
+        check_name(self.shape, RAMPS, "--ema.shape")
 
     def momentum(self, step: int, steps: int) -> float:
         """The momentum of a step of a run of so many steps."""
         length = (self.ramp_steps or steps) - self.reaches_end
-        return interpolate(self.start, self.end, step / max(1, length), choose(RAMPS, self.shape, "--ema.shape"))
+        return interpolate(self.start, self.end, step / max(1, length), RAMPS[self.shape])
 
 
 @dataclass(frozen=True)
@@ -190,9 +167,9 @@ class ComputeConfig:
 class MonitorConfig:
     """What is written down while the run goes on."""
 
-    log_every: int = 50
+    log_every: int = within(50, 1)
     """Steps between lines of metrics.jsonl and TensorBoard."""
-    collapse_every: int = 500
+    collapse_every: int = within(500, 1)
     """Steps between looks at deviation and rank of the embeddings."""
     probe_every: int = 5000
     """Steps between online probes; 0: only at the end."""
@@ -202,7 +179,7 @@ class MonitorConfig:
     """Clips of a task that an online probe uses at most."""
     best_margin: float = 1.0
     """Points by which an earlier state's probe must beat the last one's to be served: less is noise."""
-    save_every: int = 1000
+    save_every: int = within(1000, 1)
     """Steps between saved states."""
     pictures: bool = True
     """Draw report.png and masks.png at the end."""
@@ -312,20 +289,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
 
 def check(config: TrainConfig) -> None:
     """Raise `OptionError` for what a run would otherwise stumble over, perhaps hours later."""
-    counts = {
-        "--optim.steps": config.optim.steps,
-        "--optim.batch-size": config.optim.batch_size,
-        "--optim.accumulation": config.optim.accumulation,
-        "--optim.max-bad-steps": config.optim.max_bad_steps,
-        "--predictor.depth": config.predictor.depth,
-        "--mask.masks-per-crop": config.mask.masks_per_crop,
-        "--monitor.log-every": config.monitor.log_every,
-        "--monitor.collapse-every": config.monitor.collapse_every,
-        "--monitor.save-every": config.monitor.save_every,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise OptionError(f"{name} is {value}: it must be at least 1")
+    check_fields(config, "--")
     wrong = [layer for layer in config.serve.layers if not 1 <= layer <= config.encoder.depth]
     if wrong:
         raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 1 to {config.encoder.depth}")

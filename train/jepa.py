@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hear_jepa.errors import OptionError
 from hear_jepa.model.vit import Block, ViT, ViTConfig, initialise, patchify, sine_cosine_positions, take
-from hear_jepa.train.choices import choose
+from hear_jepa.options import within
 from hear_jepa.train.losses import LOSSES, REGULARISERS, LossConfig, Pass, normalise
 from hear_jepa.train.masking import Mask
 
@@ -42,7 +42,7 @@ class PredictorConfig:
 
     width: int = 512
     """Width of its tokens (the paper: 512)."""
-    depth: int = 8
+    depth: int = within(8, 1)
     """Transformer blocks (the paper: 8)."""
     heads: int = 16
     """Attention heads (the paper: 16)."""
@@ -71,10 +71,8 @@ class JEPA(nn.Module):
     ):
         super().__init__()
         self.target_config, self.loss_config = target, loss
-        self.distance = choose(LOSSES, loss.kind, "--loss.kind")
-        self.regularisers = [
-            (choose(REGULARISERS, name, "--loss.regularisers"), weight) for name, weight in loss.regularisers
-        ]
+        self.distance = LOSSES[loss.kind]
+        self.regularisers = [(REGULARISERS[name], weight) for name, weight in loss.regularisers]
         self.context_encoder = ViT(encoder)
         if random_patch_bias:
             initialise_as_convolution(self.context_encoder.patch_embed.proj)

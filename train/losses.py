@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hear_jepa.train.choices import choose
+from hear_jepa.options import check_name
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class LossConfig:
     the predictor; clip: of the mean target of the crop; variance, covariance: VICReg's, of the context embeddings."""
 
     def __post_init__(self):
-        choose(LOSSES, self.kind, "--loss.kind")
+        check_name(self.kind, LOSSES, "--loss.kind")
         for name, _ in self.regularisers:
-            choose(REGULARISERS, name, "--loss.regularisers")
+            check_name(name, REGULARISERS, "--loss.regularisers")
 
 
 class Pass(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from hear_jepa.errors import OptionError
-from hear_jepa.train.choices import choose
+from hear_jepa.options import check_name, within
 
 Shapes = list[tuple[int, int]]  # (height, width) of blocks, in patches
 
@@ -37,11 +37,11 @@ class MaskConfig:
     """Multi-block: least and greatest height over width of a target block."""
     context_scale: tuple[float, float] = (0.85, 1.0)
     """Multi-block and time: share of the grid that the context block covers, before the targets are taken out."""
-    masks_per_crop: int = 1
+    masks_per_crop: int = within(1, 1)
     """Masks drawn for every crop. In the latent domain they share one pass of the target encoder."""
 
     def __post_init__(self):
-        choose(STRATEGIES, self.strategy, "--mask.strategy")
+        check_name(self.strategy, STRATEGIES, "--mask.strategy")
 
 
 class Mask(NamedTuple):
@@ -61,8 +61,7 @@ class Mask(NamedTuple):
 
 def draw_masks(config: MaskConfig, n_crops: int, rows: int, columns: int, generator: Generator) -> Mask:
     """Draw the masks of a batch on a grid of rows × columns patches: [M, N, K], M the masks of a crop."""
-    strategy = choose(STRATEGIES, config.strategy, "--mask.strategy")
-    drawn = strategy(config, config.masks_per_crop * n_crops, rows, columns, generator)
+    drawn = STRATEGIES[config.strategy](config, config.masks_per_crop * n_crops, rows, columns, generator)
     return Mask(*(part.unflatten(0, (config.masks_per_crop, n_crops)) for part in drawn))
 
 

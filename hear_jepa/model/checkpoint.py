@@ -7,8 +7,7 @@ altered file from a sound one. Loading is strict, runs no pickle, and checks eve
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from hear_jepa.disk import atomic_path, file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.model.front_end import LOG_FLOORS, MEL_SCALES, FrontEndConfig
+from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.grid import Grid
-from hear_jepa.model.pooling import check_pooling
-from hear_jepa.model.vit import POSITIONS, ViT, ViTConfig
+from hear_jepa.model.pooling import POOLINGS
+from hear_jepa.model.vit import ViT, ViTConfig
+from hear_jepa.options import changed, check_fields, one_of
 
 FORMAT = "hear_jepa"
 VERSION = "2"
@@ -33,40 +33,19 @@ HEADER_KEYS = {
 }
 DTYPES = ("F64", "F32", "F16", "BF16")
 ENCODERS = ("context", "target")
-RANGES: dict[type, dict[str, tuple[float, float]]] = {  # least and greatest value of every number of a configuration
-    ViTConfig: {
-        "width": (1, 2**14),
-        "depth": (1, 256),
-        "heads": (1, 1024),
-        "n_freq_patches": (1, 1024),
-        "n_time_patches": (1, 2**14),
-        "mlp_ratio": (1e-3, 64),
-        "norm_eps": (1e-12, 0.1),
-        "patch_mels": (1, 1024),
-        "patch_frames": (1, 1024),
-    },
-    FrontEndConfig: {
-        "sample_rate": (1000, 768_000),
-        "n_fft": (16, 8192),
-        "hop_length": (1, 8192),
-        "n_mels": (1, 1024),
-        "f_min": (0, 384_000),
-        "f_max": (1, 384_000),
-        "mean": (-1e4, 1e4),
-        "std": (1e-6, 1e4),
-        "log_floor": (1e-30, 1),
-    },
-}
 
 
 @dataclass(frozen=True)
 class ServedConfig:
     """What an embedding is made of: which encoder's output, of which layers, and for a scene of which columns."""
 
-    encoder: str = "context"  # or "target"
+    encoder: str = one_of("context", ENCODERS)
     layers: tuple[int, ...] = ()  # 1 … depth; empty: the last
     scene_hop_ms: int = 160  # a scene is made of columns so far apart
-    pooling: str = "mean"  # what a scene is of them: "mean", or "mean+std" (mean and standard deviation)
+    pooling: str = one_of("mean", POOLINGS)  # what a scene is of them: mean, or mean and standard deviation
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -198,33 +177,11 @@ def check_header(path: Path, header: dict[str, str]) -> None:
 
 
 def check_config(checkpoint: Checkpoint) -> None:
-    """Raise `OptionError`, with the field's name, for a number out of range or in contradiction to another."""
-    encoder, front_end, served = checkpoint.encoder, checkpoint.front_end, checkpoint.served
-    for config in (encoder, front_end):
-        for name, (least, greatest) in RANGES[type(config)].items():
-            value = getattr(config, name)
-            if not (math.isfinite(value) and least <= value <= greatest):
-                raise OptionError(f"{name} is {value}: it must be in {least:g} … {greatest:g}")
-    if encoder.width % encoder.heads:
-        raise OptionError(f"heads is {encoder.heads}: the width {encoder.width} must be a multiple of it")
-    for name, value, known in (
-        ("positions", encoder.positions, POSITIONS),
-        ("mel_scale", front_end.mel_scale, MEL_SCALES),
-        ("log_floor_by", front_end.log_floor_by, LOG_FLOORS),
-    ):
-        if value not in known:
-            raise OptionError(f"{name} is {value!r}: known are {', '.join(known)}")
-    if not front_end.f_min < front_end.f_max <= front_end.sample_rate / 2:
-        raise OptionError(
-            f"f_max is {front_end.f_max}: it must be above f_min, {front_end.f_min}, and at most half the sample_rate"
-        )
-    grid = checkpoint.grid
-    grid.check_hop(served.scene_hop_ms, "scene_hop_ms")
-    check_pooling(served.pooling)
-    if served.encoder not in ENCODERS:
-        raise OptionError(f"the served encoder is {served.encoder!r}: known are {', '.join(ENCODERS)}")
-    if not all(type(layer) is int and 1 <= layer <= encoder.depth for layer in served.layers):
-        raise OptionError(f"the served layers are {served.layers}: the encoder has layers 1 … {encoder.depth}")
+    """Raise `OptionError`, with the field's name, for a part that contradicts another."""
+    served, depth = checkpoint.served, checkpoint.encoder.depth
+    checkpoint.grid.check_hop(served.scene_hop_ms, "scene_hop_ms")
+    if not all(1 <= layer <= depth for layer in served.layers):
+        raise OptionError(f"the served layers are {served.layers}: the encoder has layers 1 … {depth}")
 
 
 def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int, ...]]) -> None:
@@ -260,10 +217,10 @@ def _read_config(path: Path, header: dict[str, str]) -> Checkpoint:
         config = json.loads(header["config"])
         provenance = json.loads(header["provenance"])
         checkpoint = Checkpoint(
-            encoder=_strict(ViTConfig, config["encoder"]),
+            encoder=changed(ViTConfig(), config["encoder"]),
             weights={},
-            front_end=_strict(FrontEndConfig, config["front_end"]),
-            served=_strict(ServedConfig, config["served"]),
+            front_end=changed(FrontEndConfig(), config["front_end"]),
+            served=changed(ServedConfig(), config["served"]),
             provenance=provenance if isinstance(provenance, dict) else {},
             licence=header.get("licence", "unknown"),
         )
@@ -285,25 +242,6 @@ def _check_sums(path: Path, header: dict[str, str], weights: dict[str, Tensor]) 
 def _checksum(header: dict[str, str], weights: dict[str, Tensor]) -> str:
     parts = [header["config"], header["licence"], header["provenance"], weights_sha256(weights)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _strict(kind: type, values: dict[str, Any]) -> Any:
-    """A configuration of values of the right types, and of known names only."""
-    known = {f.name: f for f in fields(kind)}
-    unknown = values.keys() - known.keys()
-    if unknown:
-        raise ValueError(f"unknown {', '.join(sorted(unknown))} in {kind.__name__}")
-    checked = {}
-    for name, value in values.items():
-        default = known[name].default
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = tuple(value)
-        elif type(default) is float and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            raise ValueError(f"{name} is {value!r}: it must be of type {type(default).__name__}")
-        checked[name] = value
-    return kind(**checked)
 
 
 def _open(path: Path) -> Any:

@@ -18,8 +18,9 @@ from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.model.grid import Grid, Window
-from hear_jepa.model.pooling import POOLINGS, Pool, check_pooling
+from hear_jepa.model.pooling import POOLINGS, Pool
 from hear_jepa.model.vit import patchify
+from hear_jepa.options import check_name
 
 if TYPE_CHECKING:
     from hear_jepa.files.embed import Embedded
@@ -62,9 +63,9 @@ class Embedder(nn.Module):
         self.hop_ms = self.grid.check_hop(default_hop if hop_ms is None else hop_ms)
         served_hop = checkpoint.served.scene_hop_ms if scene_hop_ms is None else scene_hop_ms
         self.scene_hop_ms = self.grid.check_hop(served_hop, "scene_hop_ms")
-        self.pooling = check_pooling(checkpoint.served.pooling if pooling is None else pooling)
+        self.pooling = check_name(checkpoint.served.pooling if pooling is None else pooling, POOLINGS, "pooling")
         self.layers = check_layers(checkpoint.layers if layers is None else layers, checkpoint.encoder.depth)
-        self.precision = check_precision(precision)
+        self.precision = check_name(precision, PRECISIONS, "precision")
         self.batch_windows = check_batch_windows(batch_windows)
         self.log_mel = LogMel(checkpoint.front_end)
         self.encoder = checkpoint.build()
@@ -263,13 +264,6 @@ def check_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     if not numbers or not chosen or not all(1 <= abs(layer) <= depth for layer in chosen):
         raise OptionError(f"layers must be in 1 … {depth} or -{depth} … -1, one or a list, not {layers!r}")
     return tuple(layer if layer > 0 else depth + 1 + layer for layer in chosen)
-
-
-def check_precision(precision: str) -> str:
-    """Raise `OptionError` unless the encoder can run in `precision`."""
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    return precision
 
 
 def check_batch_windows(batch_windows: int) -> int:

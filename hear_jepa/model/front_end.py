@@ -4,34 +4,58 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hear_jepa.errors import OptionError
+from hear_jepa.options import check_fields, one_of, within
+
 MEL_FLOOR = torch.finfo(torch.float32).eps
-MEL_SCALES = ("slaney", "htk")
-LOG_FLOORS = ("adding", "clamping")
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
 @dataclass(frozen=True)
-class FrontEndConfig:
+class FrontEndOptions:
+    """The log-mel that the encoder sees; its mean and deviation are measured on the corpus."""
+
+    sample_rate: int = within(16000, 1000, 768_000)
+    """Sample rate of the audio in Hz."""
+    n_fft: int = within(400, 16, 8192)
+    """Window of the Fourier transform in samples (the paper: 400, 25 ms at 16 kHz). A longer one resolves pitch."""
+    hop_length: int = within(160, 1, 8192)
+    """Samples from frame to frame."""
+    n_mels: int = within(80, 1, 1024)
+    """Mel bands."""
+    f_min: float = within(50.0, 0, 384_000)
+    """Lowest frequency of the bands in Hz."""
+    f_max: float = within(8000.0, 1, 384_000)
+    """Highest frequency of the bands in Hz."""
+
+    def front_end(self, mean: float, std: float) -> "FrontEndConfig":
+        """These settings with the corpus statistics."""
+        return FrontEndConfig(**asdict(self), mean=mean, std=std)
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.f_min < self.f_max <= self.sample_rate / 2:
+            raise OptionError(
+                f"f_max is {self.f_max}: it must be above f_min, {self.f_min}, and at most half the sample_rate"
+            )
+
+
+@dataclass(frozen=True)
+class FrontEndConfig(FrontEndOptions):
     """Settings of the log-mel (paper, section 3.1); `mean` and `std` are those of the training corpus, in nepers."""
 
-    sample_rate: int = 16000
-    n_fft: int = 400
-    hop_length: int = 160
-    n_mels: int = 80
-    f_min: float = 50.0
-    f_max: float = 8000.0
-    mean: float = -7.0633
-    std: float = 4.1971
-    mel_scale: str = "slaney"  # bands of one area each; "htk": of one height each, on another scale
-    log_floor: float = MEL_FLOOR  # keeps the logarithm of silence finite
-    log_floor_by: str = "adding"  # it to the power, or "clamping" the power to it
+    mean: float = within(-7.0633, -1e4, 1e4)
+    std: float = within(4.1971, 1e-6, 1e4)
+    mel_scale: str = one_of("slaney", ("slaney", "htk"))  # bands of one area each; of one height, on another scale
+    log_floor: float = within(MEL_FLOOR, 1e-30, 1)  # keeps the logarithm of silence finite
+    log_floor_by: str = one_of("adding", ("adding", "clamping"))  # it to the power, or the power to it
 
     def n_frames(self, n_samples: int) -> int:
         """Frames whose centres lie inside `n_samples` of audio; at least one."""

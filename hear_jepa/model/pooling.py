@@ -3,23 +3,16 @@
 import torch
 from torch import Tensor
 
-from hear_jepa.errors import OptionError
+from hear_jepa.options import check_name
 
 POOLINGS = {"mean": 1, "mean+std": 2}  # name: parts of an embedding
-
-
-def check_pooling(pooling: str) -> str:
-    """Raise `OptionError` for an unknown name."""
-    if pooling not in POOLINGS:
-        raise OptionError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-    return pooling
 
 
 class Pool:
     """Mean over time of one recording's columns, and their standard deviation beside it where asked for."""
 
     def __init__(self, pooling: str):
-        self._with_std = check_pooling(pooling) == "mean+std"
+        self._with_std = check_name(pooling, POOLINGS, "pooling") == "mean+std"
         self._count = 0
         self._sum = self._squares = torch.zeros(())
 

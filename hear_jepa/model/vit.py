@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from hear_jepa.errors import OptionError
+from hear_jepa.options import check_fields, one_of, within
 
-POSITIONS = ("sine-cosine", "rotary-time")
 ROTARY_BASE = 10_000.0
 
 
@@ -22,17 +22,23 @@ ROTARY_BASE = 10_000.0
 class ViTConfig:
     """Architecture of an encoder. `n_time_patches` is the trained duration: 13 columns of 160 ms are 2.08 s."""
 
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    n_freq_patches: int = 5
-    n_time_patches: int = 13
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-5
+    width: int = within(192, 1, 2**14)
+    depth: int = within(12, 1, 256)
+    heads: int = within(3, 1, 1024)
+    n_freq_patches: int = within(5, 1, 1024)
+    n_time_patches: int = within(13, 1, 2**14)
+    mlp_ratio: float = within(4.0, 1e-3, 64)
+    norm_eps: float = within(1e-5, 1e-12, 0.1)
     class_token: bool = False  # some foreign checkpoints carry one; it is attended to and never served
-    patch_mels: int = 16  # mel bands of a patch
-    patch_frames: int = 16  # frames of a patch
-    positions: str = "sine-cosine"  # the paper's, of both axes; "rotary-time": absolute in frequency, relative in time
+    patch_mels: int = within(16, 1, 1024)  # mel bands of a patch
+    patch_frames: int = within(16, 1, 1024)  # frames of a patch
+    # the paper's, of both axes; or absolute in frequency, relative in time
+    positions: str = one_of("sine-cosine", ("sine-cosine", "rotary-time"))
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.width % self.heads:
+            raise OptionError(f"heads is {self.heads}: the width {self.width} must be a multiple of it")
 
     @property
     def n_patches(self) -> int:
@@ -180,8 +186,6 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        if config.positions not in POSITIONS:
-            raise OptionError(f"positions must be one of {', '.join(POSITIONS)}, not {config.positions!r}")
         self.config = config
         n_freq, n_time, width = config.n_freq_patches, config.n_time_patches, config.width
         self.rotary = config.positions == "rotary-time"

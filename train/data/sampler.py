@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.options import check_fields, within
 from hear_jepa.train.data.ahead import Ahead
 from hear_jepa.train.data.crops import BatchPlan, Mixing, Source
 from hear_jepa.train.data.decoded import Decoded, decode_folder, decode_shards
@@ -38,21 +39,21 @@ class DataConfig:
     domain_weights: dict[str, float] = field(default_factory=dict)
     """Share of crops from each domain (any scale; a domain not named gets none); empty: in proportion to hours.
     "synthetic" is sound made on the fly, unless the source has a domain of that name."""
-    crops_per_clip: int = 4
+    crops_per_clip: int = within(4, 1)
     """Stream: crops taken for every clip read, long clips giving more of them than short ones."""
-    open_shards: int = 2
+    open_shards: int = within(2, 1)
     """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
-    workers: int = 1
+    workers: int = within(1, 0)
     """Stream: decoding processes of every rank; 0: a thread. Other numbers give other crops."""
-    prefetch: int = 4
+    prefetch: int = within(4, 1)
     """Batches made ahead."""
-    timeout_s: float = 900.0
+    timeout_s: float = within(900.0, 1)
     """Seconds to wait for a batch; then the run ends, to be resumed when the shards can be read again."""
-    gain_db: float = 0.0
+    gain_db: float = within(0.0, 0)
     """Random gain of every crop, drawn evenly from ± this many dB; 0: none."""
-    mix_share: float = 0.0
+    mix_share: float = within(0.0, 0, 1)
     """Share of crops with another sound mixed in."""
-    mix_noise_share: float = 0.5
+    mix_noise_share: float = within(0.5, 0, 1)
     """Share of these whose other sound is noise of a random colour; of the rest it is another crop."""
     mix_snr_db: tuple[float, float] = (0.0, 20.0)
     """Their signal-to-noise ratio is drawn evenly between these two, in dB."""
@@ -124,9 +125,9 @@ def crop_stream(
 def check_source(config: DataConfig, sample_rate: int) -> tuple[Manifest | None, str]:
     """The source's manifest, None for a folder of sounds, and the backend that reads it.
 
-    Raises CorpusError for options and sources that cannot be used, before any audio is read.
+    Raises OptionError for options, CorpusError for sources that cannot be used, before any audio is read.
     """
-    check_options(config)
+    check_fields(config, "--data.")
     manifest = _manifest(config)
     if manifest is not None and manifest.sample_rate != sample_rate:
         raise CorpusError(
@@ -134,21 +135,6 @@ def check_source(config: DataConfig, sample_rate: int) -> tuple[Manifest | None,
             f"prepare the shards with --rate {sample_rate}, or change --front-end.sample-rate"
         )
     return manifest, _backend(config, manifest)
-
-
-def check_options(config: DataConfig) -> None:
-    """Raise CorpusError for a count or a duration that is out of range."""
-    least = {"crops_per_clip": 1, "open_shards": 1, "workers": 0, "prefetch": 1, "timeout_s": 1, "gain_db": 0}
-    for name, smallest in least.items():
-        if not smallest <= getattr(config, name) < math.inf:
-            option = f"--data.{name.replace('_', '-')}"
-            raise CorpusError(f"{option} is {getattr(config, name)}: it must be a number of at least {smallest}")
-    for name in ("mix_share", "mix_noise_share"):
-        if not 0 <= getattr(config, name) <= 1:
-            option = f"--data.{name.replace('_', '-')}"
-            raise CorpusError(f"{option} is {getattr(config, name)}: it must be a number from 0 to 1")
-    if not (len(config.mix_snr_db) == 2 and all(map(math.isfinite, config.mix_snr_db))):
-        raise CorpusError(f"--data.mix-snr-db is {config.mix_snr_db}: it must be two numbers of dB")
 
 
 def domain_shares(config: DataConfig, hours: dict[str, float]) -> dict[str, float]:

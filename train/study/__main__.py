@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from hear_jepa.cli import exit_code
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
-from hear_jepa.train.choices import choose
+from hear_jepa.options import choose
 from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.study.plan import (
     Study,

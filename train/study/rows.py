@@ -4,17 +4,16 @@ A scale names a preset of `hear_jepa.train.config` and what differs from it; a r
 have the names of the command line's: `mask.strategy = "time"`.
 """
 
-import dataclasses
-import math
 import sys
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hear_jepa.errors import OptionError
-from hear_jepa.train.choices import choose
+from hear_jepa.options import changed, choose
 from hear_jepa.train.config import PRESETS, TrainConfig, check
 
 if sys.version_info >= (3, 11):  # noqa: UP036 (ruff is not told that 3.10 is served)
@@ -53,7 +52,8 @@ def find_scale(name: str) -> TrainConfig:
     content = read_toml(path)
     preset = content.pop("preset", "paper")
     _, config = choose(PRESETS, preset, f"{path}: preset")
-    return apply(config, content, str(path))
+    with _named(path):
+        return changed(config, content)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -74,21 +74,23 @@ def resolve(scale: TrainConfig, row: str, changes: Mapping[str, Any], crops: int
     for name in SET_BY_THE_STUDY:
         if name in changes:
             raise OptionError(f"{where} sets {name}: the study does")
-    config = apply(scale, changes, where)
-    if "steps" not in changes.get("optim", {}):
-        config = dataclasses.replace(
-            config, optim=dataclasses.replace(config.optim, steps=_steps(scale, config, crops))
-        )
-    steps = config.optim.steps
-    monitor = config.monitor
-    if monitor.collapse_every > steps:  # a short run is looked at once, at its end
-        monitor = dataclasses.replace(monitor, collapse_every=max(1, steps))
-    config = dataclasses.replace(config, monitor=monitor)
-    try:
+    with _named(where):
+        config = changed(scale, changes)
+        if "steps" not in changes.get("optim", {}):
+            config = replace(config, optim=replace(config.optim, steps=_steps(scale, config, crops)))
+        last_look = min(config.monitor.collapse_every, config.optim.steps)  # a short run is looked at once, at its end
+        config = replace(config, monitor=replace(config.monitor, collapse_every=last_look))
         check(config)
+    return config
+
+
+@contextmanager
+def _named(where: str | Path) -> Iterator[None]:
+    """Errors of options begin with the name of their file."""
+    try:
+        yield
     except OptionError as error:
         raise OptionError(f"{where}: {error}") from error
-    return config
 
 
 def _steps(scale: TrainConfig, config: TrainConfig, crops: int | None) -> int:
@@ -104,56 +106,3 @@ def seconds_of_sound(config: TrainConfig) -> float:
 def crop_s(config: TrainConfig) -> float:
     """Duration of a crop in seconds."""
     return config.encoder.frames * config.front_end.hop_length / config.front_end.sample_rate
-
-
-def apply(options: Any, changes: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """A dataclass of options with the changes, section by section; raises OptionError, which begins with `where`."""
-    hints = typing.get_type_hints(type(options))
-    values = {}
-    for name, value in changes.items():
-        if name not in hints:
-            raise OptionError(f"{where}: unknown option {prefix}{name}; there are {', '.join(sorted(hints))}")
-        before = getattr(options, name)
-        if dataclasses.is_dataclass(before):
-            if not isinstance(value, Mapping):
-                raise OptionError(f"{where}: {prefix}{name} is a section, with options in it, not {value!r}")
-            values[name] = apply(before, value, where, f"{prefix}{name}.")
-            continue
-        try:
-            values[name] = _typed(value, hints[name])
-        except TypeError as error:
-            raise OptionError(f"{where}: {prefix}{name} is {value!r}: {error}") from error
-    try:
-        return dataclasses.replace(options, **values)
-    except OptionError as error:
-        raise OptionError(f"{where}: {error}") from error
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A TOML value as the type of an option; raises TypeError, which says what it should be."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise TypeError(f"choose from {', '.join(map(str, arguments))}")
-    if origin is tuple:
-        return _tuple(value, arguments)
-    if origin is dict and isinstance(value, Mapping):
-        return {key: _typed(item, arguments[1]) for key, item in value.items()}
-    if Path in (hint, *arguments) and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise TypeError(f"it must be {getattr(hint, '__name__', hint)}")
-
-
-def _tuple(value: Any, kinds: Sequence[Any]) -> tuple:
-    if not isinstance(value, list):
-        raise TypeError("it must be a list")
-    if kinds[-1] is Ellipsis:
-        kinds = [kinds[0]] * len(value)
-    if len(kinds) != len(value):
-        raise TypeError(f"it must be a list of {len(kinds)}")
-    return tuple(_typed(item, kind) for item, kind in zip(value, kinds, strict=True))
