@@ -48,7 +48,7 @@ def write_page(
         colourings["cluster"] = [f"cluster {number + 1}" for number in clusters(standard, n_clusters)]
     if len(colourings) > 1 and len(set(colourings["folder"])) == 1:
         del colourings["folder"]
-    map_page.write_page(
+    map_page.write(
         out,
         f"{len(found.points)} sounds, {Path(embeddings).name}",
         found.points,

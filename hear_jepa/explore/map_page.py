@@ -3,24 +3,19 @@
 The page is `map_page.html` with the data in it: no server, no network, no library.
 """
 
-import base64
-import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy
-import soundfile
 from tqdm import tqdm
 
-from hear_jepa.disk import atomic_path
 from hear_jepa.errors import HearJepaError
 from hear_jepa.explore.colours import COLOURS, OTHER
 from hear_jepa.explore.excerpt import read_excerpt
+from hear_jepa.explore.page import as_text, opus, write_page
 from hear_jepa.explore.points import Point
 from hear_jepa.files.audio import SAMPLE_RATE
 from hear_jepa.files.sounds import is_url
@@ -30,7 +25,7 @@ EXCERPT_S = 2.0
 LONGEST_READ_S = 60.0  # of a file, to find its loudest excerpt
 
 
-def write_page(
+def write(
     out: str | Path,
     title: str,
     points: Sequence[Point],
@@ -60,10 +55,7 @@ def write_page(
         "files": None if sound else [url_of(point, Path(out).parent) for point in points],
         "sounds": _encoded(points, sound) if sound else None,
     }
-    template = (files("hear_jepa.explore") / "map_page.html").read_text(encoding="utf-8")
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # never ends the script
-    with atomic_path(out) as temporary:
-        temporary.write_text(template.replace("DATA", text, 1), encoding="utf-8", errors="backslashreplace")
+    write_page(out, "map_page.html", data)
 
 
 def common_folder(paths: Sequence[str]) -> str:
@@ -100,9 +92,7 @@ def excerpt(point: Point) -> bytes | None:
     start = starts[numpy.argmax(energy[numpy.minimum(starts + length, len(audio))] - energy[starts])]
     audio = audio[start : start + length]
     peak = numpy.abs(audio).max(initial=0.0)
-    file = io.BytesIO()
-    soundfile.write(file, audio * min(0.9 / max(peak, 1e-9), 100.0), SAMPLE_RATE, format="OGG", subtype="OPUS")
-    return file.getvalue()
+    return opus(audio * min(0.9 / max(peak, 1e-9), 100.0))
 
 
 def _group(members: Sequence[str]) -> dict:
@@ -127,4 +117,4 @@ def _encoded(points: Sequence[Point], sound: Callable[[Point], bytes | None]) ->
     """The sounds in base64, made by as many threads as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         sounds = tqdm(threads.map(sound, points), total=len(points), unit="sound", desc="excerpts")
-        return [None if data is None else base64.b64encode(data).decode("ascii") for data in sounds]
+        return [None if data is None else as_text(data) for data in sounds]

@@ -1,4 +1,4 @@
-"""The page that `hear-jepa map --html` writes, in a real browser:
+"""The pages that `hear-jepa map --html` and `hear-jepa show --html` write, in a real browser. The map:
 
 * it loads without an error and fetches nothing; a point shows its name; a click plays that point's file, whatever signs
   are in its name; with --embed-audio the page plays alone, in any folder;
@@ -6,9 +6,13 @@
 * search by name finds; zooming keeps what is under the pointer; colours and legend are the labels;
 * a sound that is gone is said to be gone, by the command and by the page.
 
+A recording: it loads without an error and fetches nothing; a click where the picture shows a sound plays that sound,
+and the cursor is there in every panel.
+
 Needs selenium, a Chromium or Chrome, and its chromedriver.
 """
 
+import base64
 import io
 import shutil
 from urllib.parse import unquote
@@ -221,3 +225,45 @@ def test_what_is_gone_is_said(browser, folder, tmp_path, monkeypatch, capsys):
     finally:
         (folder / "elsewhere").rename(folder / "sounds")
     browser.get_log("browser")
+
+
+def test_the_cursor_of_a_recording_is_where_the_sound_is(browser, folder, tmp_path):
+    from matplotlib.image import imread
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    audio = 1e-3 * numpy.random.default_rng(0).normal(size=16000 * 6)
+    audio[40000:41600] += 0.5 * numpy.sin(numpy.arange(1600))  # at 2.5 s, a tenth of a second
+    sound = tmp_path / "<b>ü #1?.wav"
+    soundfile.write(sound, audio, 16000)
+    model = ["--model", str(folder / "small.safetensors")]
+    assert main(["show", str(sound), "--html", str(tmp_path / "page.html"), "--start", "1", *model]) == 0
+    browser.get((tmp_path / "page.html").as_uri())
+    assert browser.title == sound.name and browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+    data = browser.execute_script("return data")
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(data["sound"])))
+    assert numpy.abs(heard).argmax() / rate == pytest.approx(1.55, abs=0.06) and len(heard) / rate == pytest.approx(5)
+    left, top, width, height = (value / 100 for value in data["panels"][0]["place"])
+    pixels = imread(io.BytesIO(base64.b64decode(data["picture"])))[..., :3].sum(2)
+    rows, columns = pixels.shape
+    panel = pixels[round(top * rows) :, round(left * columns) :][: round(height * rows), : round(width * columns)]
+    bright = panel[2:-2, 2:-2].mean(0)
+    along = numpy.average(numpy.arange(len(bright)), weights=bright > 0.9 * bright.max()) / len(bright)
+
+    box = browser.find_element("css selector", ".panel")
+    browser.execute_script("arguments[0].addEventListener('click', () => { window.sought = player.currentTime; })", box)
+    to = round((along - 0.5) * box.size["width"]), 0
+    ActionChains(browser, duration=0).move_to_element_with_offset(box, *to).click().perform()
+    assert hears(browser).startswith("data:audio/ogg")
+    assert browser.execute_script("return window.sought") == pytest.approx(1.55, abs=0.06)
+    browser.execute_script("player.pause(); player.currentTime = 3.5; follow()")
+    upright = "lines.filter(line => line.upright).map(line => line.element.getBoundingClientRect().x)"
+    lines = browser.execute_script(f"return {upright}")
+    boxes = [browser.execute_script("return arguments[0].getBoundingClientRect()", line) for line in panels(browser)]
+    for (start, end), line, box in zip(3 * [(1, 6)], lines, boxes, strict=True):
+        assert (line - box["x"]) / box["width"] == pytest.approx((4.5 - start) / (end - start), abs=0.01)
+
+
+def panels(browser):
+    return browser.find_elements("css selector", ".panel")
