@@ -1,17 +1,21 @@
 """A converted checkpoint against its family's own code, layer by layer, on real sound.
 
     git clone https://github.com/nttcslab/m2d          # then "1. Setup" of its README, without the evaluation
-    git clone https://github.com/aurianworld/matpac    # and github.com/XiaoMi/dasheng, Audio-WestlakeU/audiossl
-    pip install timm einops nnAudio pandas             # in an environment of its own
+    git clone https://github.com/nttcslab/msm-mae      # then "1. Getting Started" of its README
+    git clone https://github.com/SonyCSLParis/audio-representations
+    git clone https://github.com/aurianworld/matpac    # and XiaoMi/dasheng, Audio-WestlakeU/audiossl, sizigi/PupuJEPA
+    pip install timm einops nnAudio pandas librosa     # in an environment of its own
+    pip install lightning hydra-core dora-search easydict           # of audio-representations
     python benchmarks/parity.py m2d m2d
-    python benchmarks/parity.py matpac matpac
+    python benchmarks/parity.py jepa audio-representations
     python benchmarks/parity.py --numbers tests/families.json m2d m2d       # the numbers that the tests expect
 
 The family's code builds each published kind of model; its weights are drawn by name (tests/foreign.py) and
 written as the family writes them, converted here, and both embed the same sound of 1, 2.08, 5 and 30 s. Both define the
 same thing where sound fills whole columns and is silent for half an analysis window at either end (theirs reflects it
-there, or leaves it out), in whole windows (theirs has a shorter last window, ours one that reaches backwards). Printed
-is |ours - theirs| / |theirs| of each layer's columns, the largest over layers, for every kind and duration.
+there, or leaves it out), in whole windows (theirs has a shorter last window, or fills it up; ours reaches backwards).
+Printed is |ours - theirs| / |theirs| of each layer's columns, the largest over layers, for every kind and duration that
+holds something to compare.
 """
 
 import argparse
@@ -25,13 +29,17 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import librosa
+import numpy
 import torch
 import torch.nn.functional as F
 import torchaudio
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hear_jepa import Embedder
 from hear_jepa.families import convert
+from hear_jepa.families.adapted import Asked
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -62,11 +70,77 @@ class Kind:
     state: dict[str, Tensor]
     layers: Callable[[Tensor], list[Tensor]]  # [1, samples] -> columns [T, rows * D] of every layer
     window_frames: int
+    asked: Asked = Asked()
+    fills_windows: bool = False  # shorter sound is filled up with numbers that the attention sees
 
     @property
     def file(self) -> str:
         """Its name, with the folder's where that is the model's."""
         return self.path.name if self.path.parent.name != self.name else f"{self.name}/{self.path.name}"
+
+
+def jepa(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """A file of the training module, embedded by the evaluation's wrapper, with the statistics of the training."""
+    sys.path.insert(0, str(checkout))
+    vit = importlib.import_module("src.models.components.vision_transformer")
+    training = importlib.import_module("src.models.m2d_module")
+    package = sys.modules["evar"] = ModuleType("evar")  # its own imports every model that it compares
+    package.__path__ = [str(checkout / "evar" / "evar")]
+    wrapper = importlib.import_module("evar.ar_lightning")
+    name = "audio-representations"
+    encoder = {"img_size": [80, 208], "in_chans": 1, "patch_size": 16, "flash_attn": True, **size}
+    predictor = vit.ViTPredictor([80, 208], 16, size["embed_dim"], embed_dim=32, depth=1, flash_attn=True)
+    module = training.M2DModule(vit.ViTEncoder(**encoder), predictor, torch.nn.Identity(), torch.optim.AdamW)
+    state = filled(module.state_dict())
+    path = folder / name / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": state, "epoch": 299, "global_step": 7}, path)
+    trained = {"model": {"encoder": {"_target_": f"{vit.__name__}.ViTEncoder", **encoder}}}
+    (folder / name / "config.yaml").write_text(json.dumps(trained))
+    window = {"sample_rate": 16000, "n_fft": 400, "window_size": 400, "hop_size": 160}
+    bands = {"n_mels": 80, "f_min": 50, "f_max": 8000}
+    settings = importlib.import_module("easydict").EasyDict
+    served = {"weight_file": str(path), "flat_features": False, "output_layers": [], **window, **bands}
+    runtime = wrapper.ARLightning(settings(served)).eval()
+    runtime.norm_stats = torch.tensor([-7.0633, 4.1971])
+
+    def layers(audio: Tensor) -> list[Tensor]:
+        raw = runtime.encode_frames(audio)[0].T.chunk(size["depth"], dim=1)
+        return [*(normalised(layer, 5) for layer in raw[:-1]), raw[-1]]
+
+    yield Kind(name, path, state, layers, 208)
+
+
+def msm_mae(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """With one mean and deviation: the runtime's own are of each batch, and its README advises one for all sound."""
+    sys.path.insert(0, str(checkout))
+    numpy.float = float  # a name of older versions of NumPy
+    models = importlib.import_module("msm_mae.models_mae")
+    runtime_of = importlib.import_module("msm_mae.runtime")
+    options = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "mlp_ratio": 4}
+    models.mae_vit_base_patch16x16 = partial(
+        models.MaskedAutoencoderViT,
+        patch_size=(16, 16),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        **options,
+        **size,
+    )
+    mean, std = -7.1, 4.2
+    for name, class_token in (("80x96p16x16", False), ("80x208p16x16_0422", True)):
+        window_frames = int(name[3:].split("p")[0])
+        model = models.mae_vit_base_patch16x16(img_size=[80, window_frames], use_cls_token=class_token)
+        state = filled(model.state_dict(), kept=("pos_embed",))
+        path = folder / name / "checkpoint-100.pth"
+        path.parent.mkdir()
+        torch.save({"model": state}, path)
+        runtime = runtime_of.RuntimeMAE(weight_file=path)
+
+        def layers(audio: Tensor, runtime: torch.nn.Module = runtime) -> list[Tensor]:
+            raw = runtime.encode_lms((runtime.to_feature(audio) - mean) / std, return_layers=True)
+            return [*(normalised(layer[0], 5) for layer in raw[:-1]), raw[-1][0]]
+
+        asked = Asked(mean=mean, std=std)
+        yield Kind(name, path, state, layers, window_frames, asked, fills_windows=True)
 
 
 def m2d(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -180,7 +254,53 @@ def atst(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
     yield Kind("atstframe_base.ckpt", path, stored, partial(hooked, encode, model.blocks, model.norm_frame, 1, 0), 1001)
 
 
-FAMILIES = {"m2d": m2d, "matpac": matpac, "dasheng": dasheng, "atst": atst}
+def pupujepa(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
+    """The teacher, on patches of the trained grid, as its training gives it some of them; log-mel as in its training.
+
+    Its frames are centred half a hop after ours, so it hears the sound half a hop later.
+    """
+    sys.path.insert(0, str(checkout))
+    own = importlib.import_module("model.pupujepa")
+    decoder = {"decoder_embed_dim": 64, "decoder_depth": 1, "decoder_num_heads": 1}
+    image = {"image_size": [1024, 128], "patch_size": [4, 16], "in_chans": 1, "frequency_first": False}
+    blocks = {"mlp_ratio": 4.0, "use_swiglu": True, "qk_norm": True, "layer_scale_init_value": None}
+    training = {"mask_ratio": 0.8, "mask_probs": [1.0, 0.0, 0.0], "mask_warmup_start": 0, "mask_warmup_end": 0}
+    norms = {"norm_layer": "layer", "drop_path_rate": 0.0, "drop_path_uniform": False}
+    settings = argparse.Namespace(**image, **blocks, **norms, **training, **decoder, **size)
+    unused = argparse.Namespace(grad_checkpointing_step=None)
+    model = own.PupuJEPA(argparse.Namespace(model=settings, train=unused)).eval()
+    state = filled(model.state_dict())
+    model.load_state_dict(state)
+    path = folder / "pupujepa" / "model.safetensors"
+    path.parent.mkdir()
+    save_file(state, path)
+    bands = torch.from_numpy(librosa.filters.mel(sr=24000, n_fft=1024, n_mels=128, fmin=0, fmax=12000))
+    rotation = model.rope_encoder.get_embed((256, 8))[None, None]
+
+    def encode(audio: Tensor) -> Tensor:
+        padded = F.pad(F.pad(audio, (120, 0)), (392, 392), mode="reflect")
+        spectrum = torch.stft(padded, 1024, 240, window=torch.hann_window(1024), center=False, return_complex=True)
+        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+        mel = ((bands @ magnitude).clamp(min=1e-5).log() + 4.089994845986366) / (2.0242277159094813 + 1e-8)
+        parts = [model.patch_embed(part) for part in mel.transpose(1, 2)[:, None].split(1024, dim=2)]
+        return torch.cat([model.teacher(part, rope=rotation[:, :, : part.shape[1]]) for part in parts], dim=1)
+
+    def layers(audio: Tensor) -> list[Tensor]:
+        tokens = hooked(encode, model.teacher.blocks, model.teacher.norm, 1, 0, audio)  # time-major
+        return [layer.unflatten(0, (-1, 8)).flatten(1) for layer in tokens]
+
+    yield Kind("pupujepa", path, state, layers, 1024)
+
+
+FAMILIES = {
+    "jepa": jepa,
+    "msm-mae": msm_mae,
+    "m2d": m2d,
+    "matpac": matpac,
+    "dasheng": dasheng,
+    "atst": atst,
+    "pupujepa": pupujepa,
+}
 
 
 def normalised(columns: Tensor, rows: int) -> Tensor:
@@ -226,13 +346,15 @@ def sound_for(model: Embedder, seconds: float) -> Tensor:
 
 
 def compare(kind: Kind, model: Embedder, sound: Tensor) -> tuple[float, int]:
-    """Largest relative difference over layers, and the number of columns compared."""
+    """Largest relative difference over layers, and the number of columns compared, which may be none."""
     theirs = torch.stack(kind.layers(sound[None]))  # [L, T, rows * D]
     ours = model.columns(sound[None])[0].unflatten(1, (len(theirs), -1)).transpose(0, 1)
     count, window = theirs.shape[1], model.grid.columns
-    if count > window:
+    if count > window or kind.fills_windows:
         whole = count // window if kind.window_frames % model.grid.patch_frames == 0 else 1
         count = whole * window
+    if not count:
+        return 0.0, 0
     difference, theirs = (ours[:, :count] - theirs[:, :count]).flatten(1), theirs[:, :count].flatten(1)
     return (difference.norm(dim=1) / theirs.norm(dim=1)).max().item(), count
 
@@ -261,13 +383,15 @@ def main() -> None:
         for kind in FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), size):
             if arguments.kind not in kind.name:
                 continue
-            checkpoint, _ = convert(kind.path)
+            checkpoint, _ = convert(kind.path, asked=kind.asked)
             model = Embedder(checkpoint, layers=list(range(1, checkpoint.encoder.depth + 1)))
-            if arguments.numbers:
-                numbers[kind.name] = {"family": arguments.family} | expected_numbers(kind, model)
             for seconds in (1,) if arguments.numbers else SECONDS:
                 error, count = compare(kind, model, sound_for(model, seconds))
-                print(f"| {kind.name} | {seconds} s | {count} | {error:.1e} |", flush=True)
+                if count and arguments.numbers:
+                    family = {"family": checkpoint.provenance["family"]}
+                    numbers[kind.name] = family | expected_numbers(kind, model)
+                if count:
+                    print(f"| {kind.name} | {seconds} s | {count} | {error:.1e} |", flush=True)
             kind.path.unlink()
     if arguments.numbers:
         arguments.numbers.write_text(json.dumps(numbers, indent=None, separators=(",", ":")) + "\n")

@@ -15,12 +15,19 @@ from types import ModuleType
 
 from hear_jepa.disk import file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
-from hear_jepa.families import atst, dasheng, jepa, m2d, matpac, unserved
+from hear_jepa.families import atst, dasheng, jepa, m2d, matpac, pupujepa, unserved
 from hear_jepa.families.adapted import Adapted, Asked
 from hear_jepa.families.reading import named_after, read_names, read_state, without_prefix
 from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, check_config, check_shapes
 
-FAMILIES: dict[str, ModuleType] = {"jepa": jepa, "m2d": m2d, "matpac": matpac, "dasheng": dasheng, "atst": atst}
+FAMILIES: dict[str, ModuleType] = {
+    "jepa": jepa,
+    "m2d": m2d,
+    "matpac": matpac,
+    "dasheng": dasheng,
+    "atst": atst,
+    "pupujepa": pupujepa,
+}
 
 
 def convert(

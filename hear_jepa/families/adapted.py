@@ -79,13 +79,13 @@ def shape_of(weights: dict[str, Tensor], asked: Asked, **known) -> ViTConfig:
         raise OptionError(f"say how many heads attention has (--heads): a width of {width} does not tell")
     if asked.heads is not None and (asked.heads < 1 or width % asked.heads):
         raise OptionError(f"--heads is {asked.heads}: the width {width} must be a multiple of it")
-    first = weights.get("blocks.0.mlp.fc1.weight")
+    second = weights.get("blocks.0.mlp.fc2.weight")
     return ViTConfig(
         width=width,
         depth=1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=0),
         heads=HEADS[width] if asked.heads is None else asked.heads,
         n_time_patches=len(weights["pos_embed"]) // known["n_freq_patches"],
-        mlp_ratio=4.0 if first is None else first.shape[0] / width,
+        mlp_ratio=4.0 if second is None else second.shape[1] / width,
         class_token="class_token" in weights,
         **known,
     )

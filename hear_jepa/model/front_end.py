@@ -15,6 +15,7 @@ from hear_jepa.errors import OptionError
 from hear_jepa.options import check_fields, one_of, within
 
 MEL_FLOOR = torch.finfo(torch.float32).eps
+MAGNITUDE_FLOOR = 1e-9  # under the root
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
@@ -56,6 +57,7 @@ class FrontEndConfig(FrontEndOptions):
     mel_scale: str = one_of("slaney", ("slaney", "htk"))  # bands of one area each; of one height, on another scale
     log_floor: float = within(MEL_FLOOR, 1e-30, 1)  # keeps the logarithm of silence finite
     log_floor_by: str = one_of("adding", ("adding", "clamping"))  # it to the power, or the power to it
+    spectrum: str = one_of("power", ("power", "magnitude"))  # of which the bands are sums
 
     def n_frames(self, n_samples: int) -> int:
         """Frames whose centres lie inside `n_samples` of audio; at least one."""
@@ -113,6 +115,8 @@ class LogMel(nn.Module):
         """[B, (frames - 1) · hop + n_fft] -> [B, mels, frames], with no padding at all."""
         with full_float32(audio.device.type):
             power = self._power(audio.float())
+            if self.config.spectrum == "magnitude":
+                power = (power + MAGNITUDE_FLOOR).sqrt()
             # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
             bands = F.conv1d(power, self.mel.mel_basis[:, :, None])
             floor = self.config.log_floor

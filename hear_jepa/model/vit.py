@@ -4,6 +4,7 @@ Tokens are in time-major order: the patch in column `t` and frequency row `f` is
 shorter recording uses a prefix of the positions, and the patches of one column lie side by side.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from hear_jepa.errors import OptionError
 from hear_jepa.options import check_fields, one_of, within
 
 ROTARY_BASE = 10_000.0
+AXIAL_RESOLUTION = 224  # of the image for which the frequencies of "rotary-both" were made
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class ViTConfig:
     class_token: bool = False  # some foreign checkpoints carry one; it is attended to and never served
     patch_mels: int = within(16, 1, 1024)  # mel bands of a patch
     patch_frames: int = within(16, 1, 1024)  # frames of a patch
-    # the paper's, of both axes; or absolute in frequency, relative in time
-    positions: str = one_of("sine-cosine", ("sine-cosine", "rotary-time"))
+    # the paper's, of both axes; or absolute in frequency, relative in time; or relative in both
+    positions: str = one_of("sine-cosine", ("sine-cosine", "rotary-time", "rotary-both"))
+    gated_mlp: bool = False  # SwiGLU, of which a gate is the first half of a layer twice as wide
+    qk_norm: bool = False  # a LayerNorm of each head's queries, and of its keys
+    patch_norm: bool = False  # a LayerNorm after the projection of patches
 
     def __post_init__(self):
         check_fields(self)
@@ -93,6 +98,30 @@ def rotary_angles(n_freq: int, n_time: int, head_width: int) -> Tensor:
     return (counting[:n_time, None] * frequencies).repeat_interleave(n_freq, dim=0).float()
 
 
+def axial_angles(n_freq: int, n_time: int, head_width: int) -> Tensor:
+    """Angles [n_time · n_freq, head_width / 2], of which half grow with the column, and half with the frequency row.
+
+    Both axes go from -1 to 1, the columns over the trained duration, as image models count them.
+    """
+    if head_width % 4:
+        raise OptionError(f"rotary positions of two axes need heads of a multiple of 4, not {head_width}")
+    top = math.log2(AXIAL_RESOLUTION) - 1
+    frequencies = math.pi * 2 ** torch.linspace(0, top, head_width // 4, dtype=torch.float64, device="cpu")
+
+    def turn(n_places: int) -> Tensor:
+        return torch.linspace(-1, 1, n_places, dtype=torch.float64, device="cpu")[:, None] * frequencies
+
+    return torch.cat([turn(n_time).repeat_interleave(n_freq, dim=0), turn(n_freq).repeat(n_time, 1)], dim=1).float()
+
+
+POSITIONS = {  # added to the patches
+    "sine-cosine": sine_cosine_positions,
+    "rotary-time": frequency_positions,
+    "rotary-both": lambda n_freq, n_time, width: torch.zeros(n_time * n_freq, width),
+}
+ANGLES = {"rotary-time": rotary_angles, "rotary-both": axial_angles}  # by which attention turns them
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn the pairs (first half, second half) of x [N, H, P, D/H] by angles of which cosine and sine are given."""
     first, second = x.chunk(2, dim=-1)
@@ -111,13 +140,15 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention [N, P, D] -> [N, P, D]."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
         if width % heads:
             raise OptionError(f"the width {width} is not a multiple of the number of heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, visible: Tensor | None = None
@@ -125,6 +156,7 @@ class Attention(nn.Module):
         """rotation: cosine and sine of each token's angles, [P, D/2H] or [N, 1, P, D/2H]; visible: bool [N, P], the
         tokens that may be attended to."""
         queries, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, P, D/H]
+        queries, keys = self.q_norm(queries), self.k_norm(keys)
         if rotation is not None:
             queries, keys = rotate(queries, *rotation), rotate(keys, *rotation)
         mask = None if visible is None else visible[:, None, None]
@@ -133,26 +165,39 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between, or with a gate of a SiLU (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gated: bool = False):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.gated = gated
+        self.fc1 = nn.Linear(width, 2 * hidden if gated else hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            return self.fc2(F.silu(gate) * x)
+        return self.fc2(F.gelu(x))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-5):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
+        gated_mlp: bool = False,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio), gated_mlp)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, visible: Tensor | None = None
@@ -164,12 +209,13 @@ class Block(nn.Module):
 class PatchEmbedding(nn.Module):
     """Linear projection of the flattened patches, kept under the field's usual name `proj`."""
 
-    def __init__(self, patch_size: int, width: int):
+    def __init__(self, patch_size: int, width: int, norm: bool = False):
         super().__init__()
         self.proj = nn.Linear(patch_size, width)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.proj(patches)
+        return self.norm(self.proj(patches))
 
 
 def initialise(module: nn.Module) -> None:
@@ -188,13 +234,13 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         n_freq, n_time, width = config.n_freq_patches, config.n_time_patches, config.width
-        self.rotary = config.positions == "rotary-time"
-        positions = frequency_positions if self.rotary else sine_cosine_positions
-        self.patch_embed = PatchEmbedding(config.patch_mels * config.patch_frames, width)
-        self.register_buffer("pos_embed", positions(n_freq, n_time, width))  # [T·F, D]
+        positions = POSITIONS[config.positions](n_freq, n_time, width)
+        self.patch_embed = PatchEmbedding(config.patch_mels * config.patch_frames, width, config.patch_norm)
+        self.register_buffer("pos_embed", positions)  # [T·F, D]
         self.class_token = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth)
+            Block(width, config.heads, config.mlp_ratio, config.norm_eps, config.gated_mlp, config.qk_norm)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.gradient_checkpointing = False
@@ -240,10 +286,10 @@ class ViT(nn.Module):
 
     def _rotation(self, n_patches: int, indices: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosine and sine of the angles of the tokens encoded, [P, D/2H] or [N, 1, K, D/2H]; a class token has none."""
-        if not self.rotary:
-            return None
         config = self.config
-        angles = rotary_angles(config.n_freq_patches, config.n_time_patches, config.width // config.heads)
+        if config.positions not in ANGLES:
+            return None
+        angles = ANGLES[config.positions](config.n_freq_patches, config.n_time_patches, config.width // config.heads)
         angles = angles.to(self.pos_embed.device)[:n_patches]
         angles = angles if indices is None else take(angles, indices)
         if self.class_token is not None:
