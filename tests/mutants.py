@@ -70,6 +70,11 @@ FAULTS = [
     Fault("train/optimisation.py", "        if finite:", "        if True:", f"{RUN} -k finite"),
     Fault("train/optimisation.py", "self.adamw.zero_grad(set_to_none=True)", "pass", f"{HAND} -k hand"),
     Fault("train/optimisation.py", "self.scaler.load_state_dict(state[\"scaler\"])", "pass", f"{HAND} -k resumes"),
+    Fault("train/optimisation.py", "return any(getattr(torch.cpu", "return all(getattr(torch.cpu", "test_optimisation.py -k auto"),
+    Fault("train/optimisation.py", "sdpa_kernel(SDPBackend.MATH) if", "nullcontext() if", "test_optimisation.py -k plain"),
+    Fault("train/optimisation.py", "device.type == \"cpu\" and dtype is not None", "device.type == \"cpu\"", "test_optimisation.py -k plain"),
+    Fault("train/loop.py", "enabled=dtype is not None", "enabled=False", f"{RUN} -k precision"),
+    Fault("train/ranks.py", "if tuned or not", "if not", "test_optimisation.py -k memory"),
     # schedules
     Fault("train/schedules.py", "peak * (step + 1) / steps", "peak * step / steps", "test_schedules.py"),
     Fault("train/schedules.py", "peak * step / max(1, steps - 1)", "peak * step / steps", "test_schedules.py"),

@@ -1,11 +1,9 @@
 """Decoding and resampling.
 
-* Every format decodes to its rate, channels and the tone that was written; a format without its decoder says so.
-* Read in blocks is read whole, at any rate and block length, to the last bit.
-* 16-bit samples at 16 kHz come back exactly; resampling keeps a tone's frequency and level and the length.
-* Resampling agrees with scipy's on real sound.
-* A rate co-prime to 16000 stays within the memory and pitch bounds that make it affordable.
-* A missing, empty, foreign or damaged file is an AudioError that names it.
+* Every format decodes to its rate, channels and the tone that was written; a format without its decoder says so; a
+  missing, empty, foreign or damaged file is an AudioError that names it.
+* Read in blocks is read whole, at any rate and block length; 16-bit samples at 16 kHz come back exactly.
+* Resampling keeps a tone's frequency and level and the length, and agrees with scipy's on real sound.
 """
 
 import math
@@ -80,6 +78,8 @@ def test_resampling_keeps_pitch_and_level(rate):
     assert abs(loudest_hz(audio, 16000) - 1000) < 0.2
     expected = torch.from_numpy(tone(16000, hz=1000.0))
     torch.testing.assert_close(audio[200:20000], expected[200:20000], atol=3e-3, rtol=0)
+    if rate > 30000:  # what cannot be represented is removed
+        assert resample(torch.from_numpy(tone(rate, hz=12000.0))[None], rate)[0, 200:-200].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
@@ -92,11 +92,6 @@ def test_resampling_agrees_with_an_independent_resampler(minute, rate):
     ours = resample(torch.from_numpy(source).float()[None], rate)[0].double().numpy()
     error = ((ours - recorded)[400:-400] ** 2).mean() / (recorded**2).mean()
     assert error < 1e-5, 10 * math.log10(error)  # -50 dB
-
-
-def test_what_cannot_be_represented_is_removed():
-    audio = resample(torch.from_numpy(tone(48000, hz=12000.0))[None], 48000)[0]
-    assert audio[200:-200].abs().max() < 1e-3
 
 
 def test_a_file_in_blocks_is_the_file(tmp_path):
@@ -117,25 +112,18 @@ def test_find_audio_looks_deep_and_only_at_sound(tmp_path):
     for name in ("b/x.WAV", "a/deep/y.g722", "a/z.txt", "c.flac"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)] == [
-        "a/deep/y.g722",
-        "b/x.WAV",
-        "c.flac",
-    ]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)]
+    assert found == ["a/deep/y.g722", "b/x.WAV", "c.flac"]
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(AudioError, match="nowhere.wav.*no such file"):
-        read_audio(tmp_path / "nowhere.wav")
     (tmp_path / "empty.wav").touch()
-    with pytest.raises(AudioError, match="empty.wav.*empty"):
-        read_audio(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("this is no sound\n" * 100)
-    with pytest.raises(AudioError, match="text.wav"):
-        read_audio(tmp_path / "text.wav")
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16000)
-    with pytest.raises(AudioError, match="nothing.wav.*no sound"):
-        read_audio(tmp_path / "nothing.wav")
+    reasons = {"nowhere": "no such file", "empty": "empty", "text": "", "nothing": "no sound"}
+    for name, reason in reasons.items():
+        with pytest.raises(AudioError, match=f"{name}.wav.*{reason}"):
+            read_audio(tmp_path / f"{name}.wav")
 
 
 def test_without_ffmpeg_the_message_says_what_to_install(tmp_path, monkeypatch):

@@ -1,10 +1,9 @@
 """Claims about the command line:
 
-* every command of the table shows its help, and only its own module is imported;
+* every command of the table shows its help, and only its own module is imported; without one nothing heavy is;
 * `hear-jepa info` prints configuration, provenance and SHA-256 as JSON, by name, path or default;
-* a user's mistake, and what the system refuses, is one line on stderr and exit code 2, without a traceback, and with
-  control characters escaped; an interruption is 130, also during imports; a closed pipe is silent;
-* help and a mistyped command need neither torch nor numpy.
+* a user's mistake, and what the system refuses, is one line on stderr and exit code 2, control characters escaped; an
+  interruption is 130; a closed pipe is silent.
 """
 
 import hashlib
@@ -43,20 +42,20 @@ def test_info_tells_what_a_file_is(tmp_path, checkpoint, capsys):
     assert json.loads(default)["encoder"]["width"] == 192 and capsys.readouterr().out == default
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [(["info", "huge"], "there is no model 'huge'"), (["info", "no/such.safetensors"], "there is no checkpoint")],
-)
-def test_a_mistake_is_one_line(arguments, message, capsys):
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
-
-
-def test_unknown_commands_are_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["embedd"])
-    assert stopped.value.code == 2 and "'embedd'" in capsys.readouterr().err
+def test_a_mistake_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    soundfile.write(tmp_path / "sound.wav", numpy.full(1600, 0.1), 16000)
+    mistakes = [
+        (["info", "huge"], "there is no model 'huge'"),
+        (["info", "no/such.safetensors"], "there is no checkpoint"),
+        (["embed", str(tmp_path / "sound.wav"), "--out", str(tmp_path / "file" / "out.npz")], "file"),
+        (["info", "a\x1b[31m\n.safetensors"], "a\\x1b[31m\\n.safetensors"),
+    ]
+    for arguments, message in mistakes:
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
+        assert "Traceback" not in printed.err
 
 
 def run(code_or_arguments, **options):
@@ -75,21 +74,6 @@ def test_without_a_command_nothing_heavy_is_imported(arguments, code):
         "    print(*({'torch', 'numpy'} & set(sys.modules)))"
     )
     assert ran.returncode == code and ran.stdout.splitlines()[-1] == "" and "Traceback" not in ran.stderr
-
-
-def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    sound = str(tmp_path / "sound.wav")
-    soundfile.write(sound, numpy.full(1600, 0.1), 16000)
-    assert main(["embed", sound, "--out", str(tmp_path / "file" / "out.npz")]) == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "Traceback" not in printed and "file" in printed
-
-
-def test_names_cannot_write_to_the_terminal(capsys):
-    assert main(["info", "a\x1b[31m\n.safetensors"]) == 2
-    printed = capsys.readouterr().err
-    assert "a\\x1b[31m\\n.safetensors" in printed and printed.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
@@ -117,15 +101,6 @@ def test_an_interruption_is_130_and_silent(where):
         "    return types.SimpleNamespace(add_arguments=lambda parser: None, run=interrupt)\n"
         "cli.importlib.import_module = load\n"
         "sys.exit(cli.main(['info']))",
-        timeout=30,
+        timeout=300,
     )
     assert ran.returncode == 130 and ran.stderr == ""
-
-
-def test_the_installed_command_imports_only_what_it_runs():
-    code = "import sys; from hear_jepa.cli import main; main(['info']); print(*sys.modules, file=sys.stderr)"
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    modules = set(ran.stderr.split())
-    assert "hear_jepa.commands.info" in modules
-    others = {module for command, (module, _) in COMMANDS.items() if command != "info"}
-    assert not modules & (others | {"sklearn", "matplotlib", "pandas"})

@@ -82,6 +82,12 @@ def test_what_a_run_would_stumble_over_is_refused_at_its_start():
             check(replace(tiny, **options))
 
 
+def test_unknown_options_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(["tiny", "--optim.momentumm", "1"])
+    assert stopped.value.code == 2 and "momentumm" in "".join(capsys.readouterr())
+
+
 def test_every_option_is_documented():
     values = (TrainConfig(), *vars(TrainConfig()).values())
     for section in (type(value) for value in values if dataclasses.is_dataclass(value)):

@@ -7,33 +7,28 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
-from hear_jepa.disk import atomic_path, file_sha256, locked, remove_abandoned
+from hear_jepa.disk import atomic_path, locked, remove_abandoned
 from hear_jepa.errors import LockError
 
+PRELUDE = "import sys, time; from hear_jepa.disk import atomic_path, locked\n"
 WRITER = """
-import sys, time
-from pathlib import Path
-from hear_jepa.disk import atomic_path
 with atomic_path(sys.argv[1]) as path:
     path.write_text("half")
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 HOLDER = """
-import sys, time
-from hear_jepa.disk import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 def start(code, path):
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", PRELUDE + code, str(path)], stdout=subprocess.PIPE)
     process.stdout.readline()
     return process
 
@@ -98,16 +93,9 @@ def test_a_lock_is_held_by_one_and_freed_by_a_kill(tmp_path):
     holder = start(HOLDER, path)
     with pytest.raises(LockError, match=r"out.lock is held by another process"), locked(path):
         pass
-    started = time.monotonic()
     with pytest.raises(LockError), locked(path, timeout_s=0.2):
         pass
-    assert time.monotonic() - started > 0.15
     kill(holder)
     with locked(path), pytest.raises(LockError), locked(path):  # in one process too
         pass
     assert names(tmp_path) == []
-
-
-def test_the_checksum_is_the_known_one(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -2,12 +2,9 @@
 
 * A SPEC is taken apart as documented; what is no SPEC, or cannot be imported, is an OptionError that says so.
 * Two weights files, two options, two modules have different keys; the same model loaded twice has one.
-* Embeddings do not depend on which clips share a batch, and come in the order of the clips.
-* A second look reads the cache; a model of other weights does not find it.
-* A model of another rate hears the task resampled.
-* The baselines follow the HEAR API: sizes and timestamps. `untrained` is random, the same every time, and served as its
-  checkpoint; logmel-stats are a mean and a standard deviation, of the model's front end or the paper's.
-* Clips and embeddings that are not finite are an error that names model, task and clip.
+* Embeddings are those of each clip alone, in their order; a second look reads the cache, never that of other weights; a
+  model of another rate hears the task resampled; what is not finite is an error that names model, task and clip.
+* The baselines follow the HEAR API; `untrained` is random, the same every time, and served as its checkpoint.
 """
 
 import types
@@ -39,29 +36,23 @@ def fake(tmp_path, monkeypatch):
     return name
 
 
-@pytest.mark.parametrize(
-    ("text", "module", "weights", "options"),
-    [
-        ("hear_jepa", "hear_jepa", "", {}),
-        ("hear_jepa:weights/tiny.safetensors", "hear_jepa", "weights/tiny.safetensors", {}),
-        ("hear_jepa:tiny,hop_ms=80", "hear_jepa", "tiny", {"hop_ms": 80}),
-        ("hear_jepa:hop_ms=80,layers=[6,12]", "hear_jepa", "", {"hop_ms": 80, "layers": [6, 12]}),
-        ("hear_jepa,precision=bfloat16", "hear_jepa", "", {"precision": "bfloat16"}),
-        ("hearbaseline.torchcrepe", "hearbaseline.torchcrepe", "", {}),
-        ("logmel-stats", "hear_jepa.evaluation.baselines.logmel_stats", "", {}),
-    ],
-)
-def test_spec(text, module, weights, options):
-    assert parse_spec(text) == ModelSpec(text, module, weights, options)
+SPECS = [
+    ("hear_jepa", "hear_jepa", "", {}),
+    ("hear_jepa:weights/tiny.safetensors", "hear_jepa", "weights/tiny.safetensors", {}),
+    ("hear_jepa:tiny,hop_ms=80", "hear_jepa", "tiny", {"hop_ms": 80}),
+    ("hear_jepa:hop_ms=80,layers=[6,12]", "hear_jepa", "", {"hop_ms": 80, "layers": [6, 12]}),
+    ("hear_jepa,precision=bfloat16", "hear_jepa", "", {"precision": "bfloat16"}),
+    ("hearbaseline.torchcrepe", "hearbaseline.torchcrepe", "", {}),
+    ("logmel-stats", "hear_jepa.evaluation.baselines.logmel_stats", "", {}),
+]
 
 
-@pytest.mark.parametrize("text", ["", ":tiny", "hear_jepa:tiny,hop_ms", "hear_jepa:tiny,=80"])
-def test_no_spec(text):
-    with pytest.raises(OptionError, match="MODULE"):
-        parse_spec(text)
-
-
-def test_missing_module_is_named():
+def test_specs():
+    for text, *parts in SPECS:
+        assert parse_spec(text) == ModelSpec(text, *parts)
+    for text in ("", ":tiny", "hear_jepa:tiny,hop_ms", "hear_jepa:tiny,=80"):
+        with pytest.raises(OptionError, match="MODULE"):
+            parse_spec(text)
     with pytest.raises(OptionError, match="cannot import no_such_module"):
         load_spec("no_such_module:tiny")
 

@@ -1,16 +1,13 @@
 """A task folder is read and checked before any model runs.
 
 * Splits, folds (test = fold i, valid = the next, train = the rest), labels and events are those of the files.
-* Every damage raises TaskError with the file's name: missing split, unknown label, clip of another rate, stereo clip,
-  missing file, empty vocabulary, empty split, unreadable metadata.
+* Every damage raises TaskError with the file's name.
 * The fingerprint changes with the labels and with the audio, and not with where the folder lies.
-* The shipped tasks are sound and cover the four domains.
 """
 
 import json
 import shutil
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +15,7 @@ import soundfile
 from evaluation_fixtures import TONES_HZ, write_event_task, write_scene_task
 
 from hear_jepa.errors import TaskError
-from hear_jepa.evaluation.tasks import DOMAINS, Fold, _domain, find_tasks, read_task
-
-SHIPPED = Path(__file__).with_name("tasks")
+from hear_jepa.evaluation.tasks import Fold, _domain, find_tasks, read_task
 
 
 @pytest.fixture
@@ -121,7 +116,3 @@ def test_official_tasks_have_a_domain():
     scenes = {name.split("-")[0] for row in published for name in row["scores"]} - {"dcase2016_task2", "maestro"}
     assert len(scenes) > 3
     assert {name for name in scenes | {"tfds_gtzan_music_speech"} if _domain(name, "scene") == "other"} == set()
-
-
-def test_shipped_tasks_are_sound_and_cover_the_domains():
-    assert {read_task(folder).domain for folder in find_tasks(SHIPPED)} == set(DOMAINS)

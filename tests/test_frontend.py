@@ -1,9 +1,8 @@
 """Claims about the log-mel:
 
-* it is the definition: Hann window of 400, hop 160, power, 80 mels, natural log of (mel + eps), standardised;
-* the fast Fourier transform, taken on a CPU, gives the spectrum of nnAudio's convolution;
-* frame i is centred on sample 160·i and hears 200 samples on either side; beyond its ends the audio is silence;
-* any range of frames equals the slice of the whole; one frame for every started hop, one at least;
+* it is the definition: Hann window of 400, hop 160, power, 80 mels, natural log of (mel + eps), standardised; with
+  other scales and floors it is torchaudio's; the fast Fourier transform gives the spectrum of nnAudio's convolution;
+* frame i is centred on sample 160·i and hears 200 samples on either side; any range of frames is a slice of the whole;
 * it stays float32 under autocast, and TF32 is off while it runs on CUDA, back afterwards.
 """
 

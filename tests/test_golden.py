@@ -55,9 +55,9 @@ def test_embeddings_are_those_that_shipped():
 def test_embeddings_do_not_tell_their_place_in_the_window():
     model = hear_jepa.load_model()
     joined = torch.cat([read(path)[0] for path in sorted((TASKS / "sound_source-v1-small").glob("16000/*/*.flac"))])
-    assert position_share(model, [joined]) <= 0.02
-    assert place_consistency(model, joined, start_s=30.0) >= 0.8
+    assert position_share(model, [joined], 200) <= 0.02
+    assert place_consistency(model, joined[: 45 * 16000], start_s=30.0) >= 0.8
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(embedded(), indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(embedded()).replace('"scene"', '\n"scene"').replace('"last', '\n"last') + "\n")

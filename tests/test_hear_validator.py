@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from hear_jepa.model.checkpoint import save_checkpoint
-
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("hearvalidator") is None, reason="hearvalidator is not installed (`make test` does it)"
 )
@@ -22,13 +20,12 @@ for model in ([], ["-m", "tiny"], ["-m", sys.argv[1]]):
 """
 
 
-def test_hear_validator_passes(tmp_path, checkpoint):
+def test_hear_validator_passes(tmp_path, weights):
     """One process for the three models, with the folder on PYTHONPATH that our command prints."""
-    save_checkpoint(tmp_path / "model.safetensors", checkpoint)
     command = [sys.executable, "-m", "hear_jepa.evaluation.hear_eval_kit"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path / "model.safetensors")],
+        [sys.executable, "-c", CODE, weights],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([printed, os.environ.get("PYTHONPATH", "")])},
         cwd=tmp_path,
         capture_output=True,

@@ -1,16 +1,11 @@
 """Claims about the model that is trained:
 
-* the distances, and the further terms of the loss, are their definitions, recomputed here in plain arithmetic; unknown
-  names are refused, and the known ones listed;
-* the model's loss is that of its parts: smooth L1 of what the predictor says of the targets, which the target encoder
-  gives, standardised, and every further term with its weight;
-* the predictor knows where its context and its targets lie;
-* gradients reach every weight of the context encoder and of the predictor, and none of the target encoder;
-* after k updates the target encoder is the moving average by its formula, buffers included; a frozen one never moves;
-* `latent` and `input` differ by what the target encoder sees, and by nothing else; a loss on all patches has those of
-  the context too;
-* several masks of a crop give what each mask alone gives;
-* averaged top layers and centring are what their definitions say.
+* the distances, and the further terms of the loss, are their definitions; the model's loss is that of its parts, each
+  with its weight, of what the predictor, which knows where context and targets lie, says of the targets;
+* gradients reach every weight of the context encoder and of the predictor, and none of the target encoder, which is the
+  moving average by its formula, or frozen;
+* `latent` and `input` differ by what the target encoder sees, and by nothing else; several masks of a crop give what
+  each mask alone gives; averaged top layers and centring are what their definitions say.
 """
 
 import math

@@ -1,14 +1,11 @@
 """Claims about the loop, each against numbers that are computed here and not by another run:
 
 * three steps from config and seed, recomputed in plain arithmetic (crops, masks, loss, clipped AdamW, moving average,
-  running mean of the targets' positions), give the saved state;
-* the learning rate and the momentum written at every step, and those that the optimiser used, are the schedules';
+  running mean of the targets' positions), give the saved state; learning rate and momentum are the schedules';
 * every step has masks of its own, which seed and step decide;
-* `--init-from` starts from those weights and that normalisation, `--target.frozen-from` takes targets from there;
-  other encoders, grids and front ends are refused;
+* `--init-from` and `--target.frozen-from` take weights and normalisation from there; what does not fit is refused;
 * what is to be served is in the final checkpoint;
-* a run with fp16 and its loss scale, stopped and resumed, ends as one that never stopped; a step that overflowed moves
-  no weights, and the target encoder only where asked for.
+* a run with fp16, stopped and resumed, ends as one that never stopped; a step that overflowed moves no weights.
 """
 
 import math
@@ -60,9 +57,8 @@ def by_hand(config):
     crops = crop_stream(config.data, batch_size=8, n_samples=front_end.n_samples(96), seed=config.seed)
     for step in range(3):
         log_mel = LogMel(front_end).valid(next(crops))
-        order = torch.rand(16, 30, generator=torch.Generator().manual_seed(loop.mixed_seed(config.seed, step))).argsort(
-            1
-        )
+        generator = torch.Generator().manual_seed(loop.mixed_seed(config.seed, step))
+        order = torch.rand(16, 30, generator=generator).argsort(1)
         context, hidden = order[:, :9].sort(1).values, order[:, 9:].sort(1).values  # 0.3 of 30 patches are context
         loss, seen = the_loss(jepa, patchify(log_mel).repeat(2, 1, 1), context, hidden, mean)
         gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))

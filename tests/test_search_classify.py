@@ -1,15 +1,15 @@
 """Finding and labelling sounds:
 
-* search lists what an independent computation finds nearest, whole files or stretches with their times, no two of which
-  overlap; a stretch that is taken from a recording is found where it was; another model than the index's is refused;
-* a head labels new sounds of the kinds that it was trained on; its file gives the probabilities of scikit-learn's fit;
-  its score is that of files it did not see; labels of parts become stretches with their times;
-* what cannot be is said: labels of no file, one label, a label of one file, two labels of one part, a damaged head.
+* search lists what an independent computation finds nearest, whole files or stretches with their times, no two of
+  which overlap; a stretch is found where it was; another model than the index's is refused;
+* a head labels new sounds; its file gives the probabilities of scikit-learn's fit; its score is that of files it did
+  not see; labels of parts become stretches with their times; what cannot be is said.
 """
 
 import csv
 import io
 import tarfile
+from pathlib import Path
 
 import numpy
 import pytest
@@ -19,12 +19,12 @@ from conftest import random_checkpoint
 
 from hear_jepa.cli import main
 from hear_jepa.errors import AudioError, OptionError
-from hear_jepa.explore.classify import cross_validate, labelled_examples, train
+from hear_jepa.explore.classify import cross_validate, train
 from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.head import Head, load_head
 from hear_jepa.explore.labels import LabelTable
 from hear_jepa.explore.points import Point, clock
-from hear_jepa.explore.search import moving_mean, search
+from hear_jepa.explore.search import search
 from hear_jepa.explore.similarity import Standardiser
 from hear_jepa.files.formats import load_embeddings
 from hear_jepa.model.checkpoint import save_checkpoint
@@ -33,7 +33,7 @@ pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, checkpoint):
+def folder(tmp_path_factory, weights):
     """Six hums, six hisses and a file that is no sound; a recording of both kinds; all embedded, as both kinds."""
     folder = tmp_path_factory.mktemp("sounds")
     generator, rate = numpy.random.default_rng(0), 16000
@@ -53,8 +53,7 @@ def folder(tmp_path_factory, checkpoint):
         parts = [hum(170 + number, 1.0), hiss(1.5), hum(190 - number, 1.5)]
         soundfile.write(folder / "long" / f"{number}.wav", numpy.concatenate(parts), rate)
     (folder / "broken.wav").write_bytes(b"nothing")
-    save_checkpoint(folder / "small.safetensors", checkpoint)
-    model = ["--model", str(folder / "small.safetensors")]
+    model = ["--model", weights]
     assert main(["embed", str(folder / "clips"), "--out", str(folder / "clips.npz"), *model]) == 0
     more = ["--kind", "timestamps", "--hop-ms", "80"]
     assert main(["embed", str(folder / "long"), "--out", str(folder / "long.npz"), *more, *model]) == 0
@@ -62,8 +61,8 @@ def folder(tmp_path_factory, checkpoint):
 
 
 @pytest.fixture
-def model(folder):
-    return ["--model", str(folder / "small.safetensors")]
+def model(weights):
+    return ["--model", weights]
 
 
 def table(text):
@@ -75,7 +74,7 @@ def write_labels(path, rows, columns="path,label"):
     return str(path)
 
 
-def test_search_finds_the_nearest_files(folder, model, capsys):
+def test_search_finds_the_nearest_files_of_the_same_model(folder, model, tmp_path, capsys):
     query = folder / "clips" / "hum2.wav"
     assert main(["search", str(folder / "clips.npz"), str(query), "-k", "12", *model]) == 0
     hits = table(capsys.readouterr().out)
@@ -87,10 +86,11 @@ def test_search_finds_the_nearest_files(folder, model, capsys):
     assert [hit["path"] for hit in hits] == [found.paths[i] for i in numpy.argsort(-cosines)]
     assert [float(hit["cosine"]) for hit in hits] == pytest.approx(sorted(cosines, reverse=True), abs=6e-4)
     assert all("hum" in hit["path"] for hit in hits[:6])
-    assert (hits[0]["start_s"], hits[0]["end_s"]) == (
-        "0.000",
-        "0.700",
-    )
+    assert (hits[0]["start_s"], hits[0]["end_s"]) == ("0.000", "0.700")
+    save_checkpoint(tmp_path / "other.safetensors", random_checkpoint(seed=1))
+    other = ["--model", str(tmp_path / "other.safetensors")]
+    assert main(["search", str(folder / "clips.npz"), str(query), *other]) == 2
+    assert "another model" in capsys.readouterr().err
 
 
 def test_search_finds_a_stretch_where_it_was(folder, model):
@@ -110,20 +110,6 @@ def test_search_finds_a_stretch_where_it_was(folder, model):
     assert short.cosine > 0.9999 and abs(short.point.start_s - 1.2) <= 0.08
     with pytest.raises(AudioError, match=r"ends at 4.00 s"):
         search(folder / "long.npz", query, 1, model[1], start_s=4.5)
-
-
-def test_moving_means_are_means():
-    rows = numpy.random.default_rng(0).normal(size=(20, 3)).astype("f4")
-    for length in (1, 7, 20):
-        expected = numpy.stack([rows[start : start + length].mean(0) for start in range(21 - length)])
-        numpy.testing.assert_allclose(moving_mean(rows, length), expected, atol=1e-5)
-
-
-def test_another_model_is_refused(folder, tmp_path, capsys):
-    save_checkpoint(tmp_path / "other.safetensors", random_checkpoint(seed=1))
-    other = ["--model", str(tmp_path / "other.safetensors")]
-    assert main(["search", str(folder / "clips.npz"), str(folder / "clips" / "hum2.wav"), *other]) == 2
-    assert "another model" in capsys.readouterr().err
 
 
 def test_a_head_labels_new_sounds(folder, model, tmp_path, capsys):
@@ -218,21 +204,18 @@ def test_the_score_is_of_unseen_files():
     assert confusion.diagonal().sum() < 140
 
 
-@pytest.mark.parametrize(
-    "rows, message",
-    [
+def test_labels_that_will_not_do(folder, tmp_path):
+    for rows, message in [
         (["gone.wav,hum"], "no path in"),
         (["hum1.wav,hum", "hum2.wav,hum"], "all labelled sounds are 'hum'"),
         (["hum1.wav,hum", "hum2.wav,hum", "hiss1.wav,hiss"], "one file of 'hiss'"),
         (["hum1.wav,hum", "hum1.wav,hiss"], "both 'hum' and 'hiss'"),
-    ],
-)
-def test_labels_that_will_not_do(folder, tmp_path, rows, message):
-    with pytest.raises(OptionError, match=message):
-        train(write_labels(tmp_path / "labels.csv", rows), folder / "clips.npz")
+    ]:
+        with pytest.raises(OptionError, match=message):
+            train(write_labels(tmp_path / "labels.csv", rows), folder / "clips.npz")
 
 
-def test_labels_are_found_by_path_and_time(tmp_path, folder):
+def test_labels_are_found_by_path_and_time(tmp_path):
     path = write_labels(tmp_path / "a.csv", ["a.wav,any", "dogs/a.wav,dog", "b.wav,bird"])
     labels = LabelTable(path)
     files = ["x/dogs/a.wav", "x/cats/a.wav", "b.wav", "c.wav"]
@@ -246,13 +229,11 @@ def test_labels_are_found_by_path_and_time(tmp_path, folder):
         (tmp_path / "c.csv").write_text(text, encoding="utf-8")
         with pytest.raises(OptionError, match="path and label"):
             LabelTable(tmp_path / "c.csv")
-    settings, examples = labelled_examples(write_labels(tmp_path / "d.csv", ["hum1.wav,hum"]), folder / "clips.npz")
-    assert [(label, file.rsplit("/", 1)[1]) for _, label, file in examples] == [("hum", "hum1.wav")]
 
 
-def test_a_file_that_is_no_head_is_refused(folder, tmp_path):
+def test_a_file_that_is_no_head_is_refused(weights, tmp_path):
     (tmp_path / "text").write_text("head")
-    for path in (tmp_path / "gone", tmp_path / "text", folder / "small.safetensors"):
+    for path in (tmp_path / "gone", tmp_path / "text", Path(weights)):
         with pytest.raises(OptionError, match="classify train"):
             load_head(path)
     Head(("a", "b"), numpy.zeros((3, 4)), numpy.zeros(3), {"embedding_size": 4}, {}).save(tmp_path / "odd")
