@@ -103,7 +103,7 @@ OPTIONS = [
     ({"layers": [0]}, r"not \[0\]"),
     ({"layers": "last"}, "not 'last'"),
     ({"layers": 1.5}, "not 1.5"),
-    ({"precision": "float16"}, "one of float32, bfloat16, not 'float16'"),
+    ({"precision": "float16"}, "precision is 'float16': choose from float32, bfloat16"),
     ({"pooling": "max"}, "pooling is 'max': choose from mean, mean.std"),
     ({"batch_windows": 0}, "at least 1, not 0"),
     ({"batch_windows": 2.0}, "whole number"),

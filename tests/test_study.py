@@ -79,6 +79,7 @@ def test_a_row_is_the_scale_and_its_file():
         "context-0.6": {"mask.context_share": 0.6},
         "duration-3.2s": {"encoder.frames": 320, "optim.steps": 1950},
         "duration-6.4s": {"encoder.frames": 640, "optim.steps": 975},
+        "untrained": {"optim.steps": 1, "optim.base_lr": 0.0},  # the main row before its first step
     }
     rows = find_rows()
     assert rows.keys() == expected.keys()
@@ -88,6 +89,8 @@ def test_a_row_is_the_scale_and_its_file():
         assert {option: text.split(" -> ")[1] for option, text in changed} == {
             option: str(value) for option, value in expected[name].items()
         }
+        if name == "untrained":
+            continue
         assert seconds_of_sound(config) == pytest.approx(96_000 * 2.08)
         assert seconds_of_sound(resolve(scale, name, changes, crops=32_000)) == pytest.approx(32_000 * 2.08, rel=2e-3)
 
@@ -317,4 +320,4 @@ def test_the_report_holds_what_was_measured_and_what_is_published():
     assert "| time-input | -1.0 ± 0.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | +0.0 ± 0.0 | -0.3 ± 0.0 |" in text
     assert "| unstructured-input | 100.5 (100.0–101.0) | 192 | 0.50 (0.50–0.50) | 25 (25–25) |" in text
     assert "## Published, not measured here" in text and "| 6.4 s | 90.0 | 87.7 | 92.8 |" in text
-    assert "2.0 hours of training on a made-up machine" in text and "4 of 22 runs" in text
+    assert "2.0 hours of training on a made-up machine" in text and "4 of 24 runs" in text
