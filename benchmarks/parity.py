@@ -68,6 +68,7 @@ class Kind:
     name: str
     path: Path
     state: dict[str, Tensor]
+    encode: Callable[[Tensor], Tensor]  # its own runtime: [1, samples] -> columns [1, T, …]
     layers: Callable[[Tensor], list[Tensor]]  # [1, samples] -> columns [T, rows * D] of every layer
     window_frames: int
     asked: Asked = Asked()
@@ -108,7 +109,7 @@ def jepa(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
         raw = runtime.encode_frames(audio)[0].T.chunk(size["depth"], dim=1)
         return [*(normalised(layer, 5) for layer in raw[:-1]), raw[-1]]
 
-    yield Kind(name, path, state, layers, 208)
+    yield Kind(name, path, state, lambda audio: runtime.encode_frames(audio).mT, layers, 208)
 
 
 def msm_mae(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -140,7 +141,7 @@ def msm_mae(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
             return [*(normalised(layer[0], 5) for layer in raw[:-1]), raw[-1][0]]
 
         asked = Asked(mean=mean, std=std)
-        yield Kind(name, path, state, layers, window_frames, asked, fills_windows=True)
+        yield Kind(name, path, state, runtime.encode, layers, window_frames, asked, fills_windows=True)
 
 
 def m2d(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -177,6 +178,7 @@ def m2d(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
             name,
             path,
             state,
+            runtime.encode,
             partial(hooked, runtime.encode, runtime.backbone.blocks, runtime.backbone.norm, rows, 1),
             image[1],
         )
@@ -198,11 +200,14 @@ def matpac(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
         path = folder / name
         torch.save(state, path)
 
+        def encode(audio: Tensor, model: torch.nn.Module = model) -> Tensor:
+            return model(audio)[0]
+
         def layers(audio: Tensor, model: torch.nn.Module = model) -> list[Tensor]:
             raw = list(model(F.pad(audio, (200, 200)))[1][0])
             return [*(normalised(layer, 5) for layer in raw[:-1]), raw[-1]]
 
-        yield Kind(name, path, state, layers, frames)
+        yield Kind(name, path, state, encode, layers, frames)
 
 
 def dasheng(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -222,7 +227,7 @@ def dasheng(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
     def encode(audio: Tensor) -> Tensor:
         return model(audio)
 
-    yield Kind("dasheng_base.pt", path, state, partial(hooked, encode, model.blocks, model.norm, 1, 0), 1008)
+    yield Kind("dasheng_base.pt", path, state, encode, partial(hooked, encode, model.blocks, model.norm, 1, 0), 1008)
 
 
 def atst(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -251,7 +256,8 @@ def atst(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
 
     path = folder / "atstframe_base.ckpt"
     torch.save({"state_dict": stored, "hyper_parameters": {"arch": "base"}}, path)
-    yield Kind("atstframe_base.ckpt", path, stored, partial(hooked, encode, model.blocks, model.norm_frame, 1, 0), 1001)
+    layers = partial(hooked, encode, model.blocks, model.norm_frame, 1, 0)
+    yield Kind("atstframe_base.ckpt", path, stored, encode, layers, 1001)
 
 
 def pupujepa(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
@@ -289,7 +295,7 @@ def pupujepa(checkout: Path, folder: Path, size: dict) -> Iterator[Kind]:
         tokens = hooked(encode, model.teacher.blocks, model.teacher.norm, 1, 0, audio)  # time-major
         return [layer.unflatten(0, (-1, 8)).flatten(1) for layer in tokens]
 
-    yield Kind("pupujepa", path, state, layers, 1024)
+    yield Kind("pupujepa", path, state, encode, layers, 1024)
 
 
 FAMILIES = {
