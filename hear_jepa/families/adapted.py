@@ -52,6 +52,30 @@ def require(source: Path, state: dict[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
+def behind(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it, as float32."""
+    return {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def of_frequency_major(source: Path, found: dict[str, Tensor], n_mels: int) -> tuple[dict[str, Tensor], dict]:
+    """Weights by our names of an MAE-like ViT, whose patches come row after row, and what they tell of its shape."""
+    patch_mels, patch_frames = patch_sides(source, found)
+    rows = n_mels // patch_mels
+    positions = require(source, found, "pos_embed")
+    weights = found | {"patch_embed.proj.weight": found["patch_embed.proj.weight"].flatten(1)}
+    if "cls_token" in found:
+        weights["class_token"] = (weights.pop("cls_token") + positions[:, :1]).flatten()
+        positions = positions[:, 1:]
+    weights["pos_embed"] = time_major(source, positions, rows)
+    _check_positions(source, weights["pos_embed"], rows)
+    return weights, {
+        "n_freq_patches": rows,
+        "patch_mels": patch_mels,
+        "patch_frames": patch_frames,
+        "norm_eps": 1e-6,
+    }
+
+
 def time_major(source: Path, positions: Tensor, rows: int) -> Tensor:
     """[1, rows · T, D] in frequency-major order -> [T · rows, D] in ours."""
     if positions.dim() != 3 or positions.shape[1] % rows:
@@ -59,7 +83,7 @@ def time_major(source: Path, positions: Tensor, rows: int) -> Tensor:
     return positions[0].unflatten(0, (rows, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def check_positions(source: Path, positions: Tensor, rows: int) -> None:
+def _check_positions(source: Path, positions: Tensor, rows: int) -> None:
     """Raise `CheckpointError` unless positions [T · rows, D] are near the sines and cosines of that grid.
 
     The names of a ViT's tensors are the same whoever trained it. Its positions tell how tokens lie.
@@ -103,7 +127,7 @@ def standardisation(asked: Asked, told: tuple[float, float] | None, where: str) 
     return mean, std, f"mean {mean:.6g}, standard deviation {std:.6g}: {where}"
 
 
-def leave_out(source: Path, state: dict[str, Tensor], known: tuple[str, ...]) -> tuple[dict[str, Tensor], list[str]]:
+def leave_out(state: dict[str, Tensor], known: tuple[str, ...]) -> tuple[dict[str, Tensor], list[str]]:
     """Part the tensors that serving does not need, by the starts of their names, from the others."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(known)}
     return kept, first_parts(state.keys() - kept.keys())

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from hear_jepa.errors import CheckpointError
-from hear_jepa.families.adapted import Adapted, Asked, first_parts, refuse_unknown, require, shape_of, standardisation
+from hear_jepa.families.adapted import (
+    Adapted,
+    Asked,
+    behind,
+    first_parts,
+    refuse_unknown,
+    require,
+    shape_of,
+    standardisation,
+)
 from hear_jepa.families.dasheng import NEPERS
 from hear_jepa.model.front_end import FrontEndConfig
 
@@ -40,7 +49,7 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     prefix = PREFIXES[served]
     if not any(name.startswith(prefix) for name in state) and asked.encoder is None:
         prefix = DISTILLED
-    found = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+    found = behind(state, prefix)
     known_starts = ("model.student.", "model.teacher.", prefix)
     refuse_unknown(source, [name for name in state if not name.startswith(known_starts)])
     kernel = require(source, found, "patch_embed.patch_embed.weight")

@@ -36,9 +36,9 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     """The encoder, with its BatchNorm folded into the patch projection."""
     if asked.encoder is not None or asked.mean is not None or asked.std is not None:
         raise OptionError("a Dasheng file holds its one encoder and its statistics: no --encoder, --mean or --std")
-    found, left_out = leave_out(source, state, LEFT_OUT)
+    found, left_out = leave_out(state, LEFT_OUT)
     found = {name.removeprefix(ENCODER): tensor.float() for name, tensor in found.items()}
-    found, left_out_inside = leave_out(source, found, LEFT_OUT)
+    found, left_out_inside = leave_out(found, LEFT_OUT)
     if patch_sides(source, found) != PATCH:
         raise CheckpointError(f"{source}: its patches are not Dasheng's, of 64 bands × 4 frames")
     scale, shift = _batch_norm(source, found)

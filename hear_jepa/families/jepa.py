@@ -13,6 +13,7 @@ from hear_jepa.errors import CheckpointError
 from hear_jepa.families.adapted import (
     Adapted,
     Asked,
+    behind,
     first_parts,
     patch_sides,
     refuse_unknown,
@@ -39,12 +40,14 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     """One of the two encoders; `asked.encoder` says which."""
     served = asked.encoder or "context"
     prefix = PREFIXES[served]
-    found = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+    found = behind(state, prefix)
     refuse_unknown(source, [name for name in state if not name.startswith((*PREFIXES.values(), "predictor."))])
     patch_mels, patch_frames = patch_sides(source, found)
     positions = require(source, found, "pos_embed")
     if positions.dim() != 4:
         raise CheckpointError(f"{source}: positions of shape {tuple(positions.shape)} are not 4-D")
+    if positions.shape[2] == 1:
+        raise CheckpointError(f"{source}: its positions along time are relative or rotary, which are not served")
     rows = positions.shape[1]
     weights = found | {
         "patch_embed.proj.weight": found["patch_embed.proj.weight"].flatten(1),

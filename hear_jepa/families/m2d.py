@@ -21,13 +21,10 @@ from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.families.adapted import (
     Adapted,
     Asked,
-    check_positions,
     leave_out,
-    patch_sides,
-    require,
+    of_frequency_major,
     shape_of,
     standardisation,
-    time_major,
 )
 from hear_jepa.families.reading import named_after
 from hear_jepa.model.front_end import FrontEndConfig
@@ -66,19 +63,16 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     """The online encoder."""
     if asked.encoder is not None:
         raise OptionError("--encoder is an option of the paper's files: an M2D file serves the one encoder it has")
-    found, left_out = leave_out(source, _backbone(state), LEFT_OUT)
-    found = {name: tensor.float() for name, tensor in found.items()}
+    found, left_out = leave_out(_backbone(state), LEFT_OUT)
     statistics = found.pop("norm_stats", None)
-    patch_mels, patch_frames = patch_sides(source, found)
-    rows = N_MELS // patch_mels
+    weights, shape = of_frequency_major(source, {name: tensor.float() for name, tensor in found.items()}, N_MELS)
+    _join_biases(weights)
     name = named_after(source)
     rate, rate_note = _rate(name, asked)
-    _check_name(source, name, patch_mels, patch_frames)
-    weights = _weights(source, found, rows)
+    _check_name(source, name, shape["patch_mels"], shape["patch_frames"])
     mean, std, note = _statistics(name, statistics, asked)
-    known = {"n_freq_patches": rows, "patch_mels": patch_mels, "patch_frames": patch_frames, "norm_eps": 1e-6}
     return Adapted(
-        encoder=shape_of(weights, asked, **known),
+        encoder=shape_of(weights, asked, **shape),
         weights=weights,
         front_end=replace(FRONT_ENDS[rate], mean=mean, std=std),
         notes=[rate_note, note],
@@ -94,19 +88,12 @@ def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _weights(source: Path, found: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    positions = require(source, found, "pos_embed")
-    weights = found | {"patch_embed.proj.weight": found["patch_embed.proj.weight"].flatten(1)}
-    if "cls_token" in found:
-        weights["class_token"] = (weights.pop("cls_token") + positions[:, :1]).flatten()
-        positions = positions[:, 1:]
-    weights["pos_embed"] = time_major(source, positions, rows)
-    check_positions(source, weights["pos_embed"], rows)
-    for name in [name for name in weights if name.endswith(".attn.q_bias")]:  # MSM-MAE: keys have no bias
+def _join_biases(weights: dict[str, Tensor]) -> None:
+    """MSM-MAE keeps the biases of queries and values apart, and has none of keys."""
+    for name in [name for name in weights if name.endswith(".attn.q_bias")]:
         block = name.removesuffix("q_bias")
         query, value = weights.pop(name), weights.pop(f"{block}v_bias")
         weights[f"{block}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    return weights
 
 
 def _rate(name: str, asked: Asked) -> tuple[int, str]:

@@ -14,13 +14,11 @@ from hear_jepa.errors import OptionError
 from hear_jepa.families.adapted import (
     Adapted,
     Asked,
-    check_positions,
     leave_out,
-    patch_sides,
+    of_frequency_major,
     require,
     shape_of,
     standardisation,
-    time_major,
 )
 from hear_jepa.model.front_end import FrontEndConfig
 
@@ -28,8 +26,17 @@ TITLE = "MATPAC or MATPAC++"
 ORIGIN = "https://github.com/aurianworld/matpac"
 LICENCE = "unknown"  # the repository names none
 ENCODER = "student_encoder."
-LEFT_OUT = ("decoder", "teacher_", "mcl_heads", "cls_student_head", "cls_teacher_head", "cls_head", "head", "probe")
-FRONT_END_BUFFERS = ("log_mel.",)
+LEFT_OUT = (
+    "decoder",
+    "teacher_",
+    "mcl_heads",
+    "cls_student_head",
+    "cls_teacher_head",
+    "cls_head",
+    "head",
+    "probe",
+    "log_mel.",
+)
 MEAN_STD = (-7.056, 4.193)
 N_MELS = 80
 
@@ -43,22 +50,13 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     """The student encoder."""
     if asked.encoder is not None:
         raise OptionError("--encoder is an option of the paper's files: of a MATPAC file the student is served")
-    found, left_out = leave_out(source, state, (*LEFT_OUT, *FRONT_END_BUFFERS))
-    weights = {name.removeprefix(ENCODER): tensor.float() for name, tensor in found.items()}
-    patch_mels, patch_frames = patch_sides(source, weights)
-    rows = N_MELS // patch_mels
-    positions = require(source, weights, "pos_embed")
-    weights |= {
-        "patch_embed.proj.weight": weights["patch_embed.proj.weight"].flatten(1),
-        "class_token": (require(source, weights, "cls_token") + positions[:, :1]).flatten(),
-        "pos_embed": time_major(source, positions[:, 1:], rows),
-    }
-    del weights["cls_token"]
-    check_positions(source, weights["pos_embed"], rows)
+    found, left_out = leave_out(state, LEFT_OUT)
+    found = {name.removeprefix(ENCODER): tensor.float() for name, tensor in found.items()}
+    require(source, found, "cls_token")
+    weights, shape = of_frequency_major(source, found, N_MELS)
     mean, std, note = standardisation(asked, MEAN_STD, "those of MATPAC's own code; the file holds none")
-    known = {"n_freq_patches": rows, "patch_mels": patch_mels, "patch_frames": patch_frames, "norm_eps": 1e-6}
     return Adapted(
-        encoder=shape_of(weights, asked, **known),
+        encoder=shape_of(weights, asked, **shape),
         weights=weights,
         front_end=replace(FrontEndConfig(n_mels=N_MELS), mean=mean, std=std),
         notes=[note],

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from hear_jepa.errors import CheckpointError
-from hear_jepa.families.adapted import Adapted, Asked, first_parts, refuse_unknown, require, shape_of, standardisation
+from hear_jepa.families.adapted import (
+    Adapted,
+    Asked,
+    behind,
+    first_parts,
+    refuse_unknown,
+    require,
+    shape_of,
+    standardisation,
+)
 from hear_jepa.model.front_end import FrontEndConfig
 
 TITLE = "PupuJEPA"
@@ -48,16 +57,11 @@ def adapt(state: dict[str, Tensor], source: Path, asked: Asked) -> Adapted:
     if tuple(kernel.shape[1:]) != (1, *PATCH[::-1]):
         raise CheckpointError(f"{source}: its patches are not PupuJEPA's, of 16 bands × 4 frames")
     head_width = len(require(source, state, f"{prefix}blocks.0.attn.q_norm.weight"))
-    weights = {
-        name.removeprefix(prefix): _halves(name, tensor.float(), head_width)
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+    weights = {name: _halves(name, tensor, head_width) for name, tensor in behind(state, prefix).items()}
+    patches = behind(state, "patch_embed.")
     weights |= {
+        **{f"patch_embed.{name.replace('norm_layer', 'norm')}": tensor for name, tensor in patches.items()},
         "patch_embed.proj.weight": kernel.float().transpose(2, 3).flatten(1),
-        "patch_embed.proj.bias": require(source, state, "patch_embed.proj.bias").float(),
-        "patch_embed.norm.weight": require(source, state, "patch_embed.norm_layer.weight").float(),
-        "patch_embed.norm.bias": require(source, state, "patch_embed.norm_layer.bias").float(),
         "pos_embed": torch.zeros(ROWS * COLUMNS, kernel.shape[0]),
     }
     mean, std, note = standardisation(asked, MEAN_STD, "those of PupuJEPA's own code; the file holds none")
