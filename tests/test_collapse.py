@@ -3,6 +3,7 @@ constant encoder, one that repeats positions and one of few directions are calle
 probe gives linear and nearest-neighbour scores of real tasks, in per cent."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from hear_jepa.model.checkpoint import ServedConfig
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViT, ViTConfig
-from hear_jepa.train.collapse import collapse_statistics, is_collapsed, rank_me
+from hear_jepa.train.collapse import collapse_statistics, is_collapsed, rank_me, watch_collapse
 from hear_jepa.train.online_probe import probe, snapshot
 
 CONFIG = ViTConfig(width=64, depth=2, heads=2, n_time_patches=4)
@@ -45,6 +46,10 @@ def test_an_encoder_that_repeats_the_position_is_collapsed():
     assert statistics["content_std"] < 1e-3
     assert statistics["position_share"] > 0.999
     assert is_collapsed(statistics, CONFIG.width)
+    written, encoders = {}, {"context": encoder, "target": ViT(CONFIG)}
+    watch_collapse(encoders, log_mel(), 7, SimpleNamespace(write=lambda step, values: written.update(values)))
+    assert [name for name in written if name.endswith("collapsed")] == ["context/collapsed"]
+    assert written["context/content_std"] == statistics["content_std"]
 
 
 def test_an_encoder_of_one_direction_is_collapsed():

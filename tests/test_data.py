@@ -255,46 +255,30 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
-def domain_stream(shards, domain: str, unit: int, units: int) -> stream.DomainStream:
-    manifest = parse_manifest((shards / "manifest.json").read_bytes(), "manifest.json")
-    listed = tuple(shard for shard in manifest.shards if shard.domain == domain)
-    plan = BatchPlan((1.0,), 1, 0, 0, 1, 0.0)
-    batches = stream.StreamedBatches(str(shards), (listed,), plan, SAMPLES, RATE, 0, crops_per_clip=1, open_shards=1)
-    return stream.DomainStream(batches, listed, unit, units, {"shards": 0, "clips": 0})
+def heard(crops: torch.Tensor, clips: list[np.ndarray]) -> set[int]:
+    """Which of the clips sound in the crops [N, samples]: their middles do."""
+    middles = [clip[len(clip) // 2 :][:20].tobytes() for clip in clips]
+    return {index for crop in crops.numpy() for index, middle in enumerate(middles) if middle in crop.tobytes()}
 
 
-def test_processes_share_out_shards_without_overlap(shards, opened):
-    names = {path.name for path in shards.glob("talk-*.tar")}
-    assert len(names) > 2
-    of_unit = []
-    for unit in range(2):
-        opened.clear()
-        talk = domain_stream(shards, "talk", unit, 2)
-        for index in range(sum(talk._crops_in(talk._shards_of(group)) for group in range(talk._groups_per_epoch))):
-            talk.draw(np.random.default_rng(index))
-        assert len(opened) == len(set(opened))
-        of_unit.append(set(opened))
-    assert of_unit[0] | of_unit[1] == names and not of_unit[0] & of_unit[1]
+def test_every_clip_is_streamed_and_ranks_share_out_shards_or_clips_where_these_are_too_few(shards, sounds, opened):
+    options = {"workers": 0, "open_shards": 1, "crops_per_clip": 8}
+    for domain, ranks in (("talk", 1), ("talk", 2), ("game", 4)):
+        clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(sounds.glob(f"{domain}/*.wav"))]
+        names = sorted(path.name for path in shards.glob(f"{domain}-*.tar"))
+        config = DataConfig(str(shards), "stream", domain_weights={domain: 1}, **options)
+        clips_of, shards_of = [], []
+        for rank in range(ranks):
+            opened.clear()
+            clips_of += heard(torch.cat(take(40, config, rank=rank, world_size=ranks)), clips)
+            shards_of += opened[: len(names) // ranks]  # in the first epoch; the next deals them out anew
+        assert set(clips_of) == set(range(len(clips)))
+        assert len(clips_of) == len(clips) if domain == "game" else sorted(shards_of) == names
 
 
-def test_processes_share_out_clips_where_shards_are_too_few(shards):
-    lengths = []
-    for unit in range(4):
-        game = domain_stream(shards, "game", unit, 4)
-        game.draw(np.random.default_rng(0))
-        lengths += game._rule._lengths.tolist()
-    assert sorted(lengths) == [6400, 8000, 11200, 24000]
-
-
-def test_every_clip_is_streamed_and_earlier_groups_are_not_opened(shards, sounds, opened):
-    options = {"backend": "stream", "workers": 0, "open_shards": 1, "crops_per_clip": 8}
-    config = DataConfig(str(shards), domain_weights={"talk": 1}, **options)
-    clips = [soundfile.read(path, dtype="float32")[0] for path in sounds.glob("talk/*.wav")]
-    unheard = {clip[len(clip) // 2 :][:20].tobytes() for clip in clips}
-    for batch in take(40, config):
-        for crop in batch.numpy():
-            unheard -= {middle for middle in unheard if middle in crop.tobytes()}
-    assert not unheard
+def test_a_resumed_stream_opens_no_earlier_group(shards, opened):
+    config = DataConfig(str(shards), "stream", workers=0, domain_weights={"talk": 1}, open_shards=1, crops_per_clip=8)
+    take(40, config)
     whole = list(opened)
     opened.clear()
     take(1, config, start_batch=39)

@@ -3,9 +3,8 @@
 * on a few clips the loss falls by a factor of 5 and the run's checkpoint is one that `load_model` opens;
 * a run killed between two states, and while it writes one, and resumed, ends with bit-equal weights;
 * SIGTERM saves and ends cleanly;
-* accumulation, and two ranks over gloo, take the step that one rank takes with the joined batch;
+* two ranks over gloo take the step that one rank takes with the joined batch, a compiled run that of one that is not;
 * the online probe keeps the state with the best score, and chooses the encoder that is served;
-* with an EMA momentum of 0 and no predictor the encoders collapse, and the run says so;
 * a non-finite loss stops the step, is counted, and after several in a row the run ends with its state saved;
 * a full disk leaves the last good state; flipped bits in a state are seen, and the one before it is taken; what killed
   writers left goes when the run starts again;
@@ -28,7 +27,6 @@ from training_runs import TASKS, command_line, small_run, steps
 import hear_jepa
 from hear_jepa.errors import CheckpointError, HearJepaError, OptionError
 from hear_jepa.model.checkpoint import load_checkpoint
-from hear_jepa.train import jepa as jepa_module
 from hear_jepa.train import loop, online_probe, run_state
 from hear_jepa.train.config import ComputeConfig, EmaConfig, OptimConfig
 from hear_jepa.train.data.sampler import CropStream
@@ -66,19 +64,19 @@ def assert_close(found, expected):
 def test_overfits_sixteen_clips_and_serves_them(config):
     config = replace(
         config,
-        optim=OptimConfig(steps=300, batch_size=16, base_lr=0.05, warmup_share=0.05),
-        ema=EmaConfig(0.99, 0.999),
-        monitor=replace(config.monitor, collapse_every=100, pictures=True),
+        optim=OptimConfig(steps=200, batch_size=8, base_lr=0.1, warmup_share=0.05),
+        ema=EmaConfig(0.98, 0.99),
+        monitor=replace(config.monitor, collapse_every=100, save_every=1000, pictures=True),
     )
     path = loop.train(config)
     losses = [line["loss"] for line in read_metrics(config.out) if "loss" in line]
     assert min(losses[-20:]) < losses[0] / 5
+    assert [line["step"] for line in read_metrics(config.out) if "target/content_std" in line] == [100, 200]
     assert {"report.png", "masks.png", "config.json"} <= {file.name for file in config.out.iterdir()}
-    model = hear_jepa.load_model(str(path))
-    embeddings = hear_jepa.get_scene_embeddings(0.1 * torch.randn(2, 16000), model)
+    embeddings = hear_jepa.get_scene_embeddings(0.1 * torch.randn(2, 16000), hear_jepa.load_model(path))
     assert embeddings.shape == (2, 5 * 32) and embeddings.isfinite().all()
     provenance = load_checkpoint(path).provenance
-    assert provenance["config"]["optim"]["steps"] == provenance["steps"] == 300
+    assert provenance["config"]["optim"]["steps"] == provenance["steps"] == 200
     assert not load_checkpoint(path).untrained
 
 
@@ -131,13 +129,6 @@ def test_sigterm_saves_and_ends_cleanly(config, monkeypatch):
     assert run_state.read_state(config.out / LATEST)["step"] == 5
 
 
-def test_accumulation_takes_the_same_step(config, tmp_path):
-    whole, parts = config, replace(config, out=tmp_path / "parts", optim=replace(config.optim, accumulation=4))
-    loop.train(whole)
-    loop.train(parts)
-    assert_close(final_weights(parts.out), final_weights(whole.out))
-
-
 def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
     two = replace(config, out=tmp_path / "two")
     loop.train(config)
@@ -149,36 +140,6 @@ def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert_close(final_weights(two.out), final_weights(config.out))
     assert load_checkpoint(two.out / ENCODER_FILE).provenance["ranks"] == 2
-
-
-class MeanPredictor(torch.nn.Module):
-    """The mean of the context, for every target: with a target encoder that follows at once, it collapses."""
-
-    def __init__(self, *_):
-        super().__init__()
-        self.head = torch.nn.Identity()
-
-    def forward(self, context, context_indices, target_indices):
-        return context.mean(dim=1, keepdim=True).expand(-1, context.shape[1] + target_indices.shape[1], -1)
-
-    def further(self, tokens):
-        return {}
-
-
-def test_collapse_is_reported(config, monkeypatch):
-    monkeypatch.setattr(jepa_module, "Predictor", MeanPredictor)
-    config = replace(
-        config,
-        ema=EmaConfig(0.0, 0.0),
-        target=TargetConfig("input"),
-        loss=replace(config.loss, kind="mse", normalise_target=False),
-        optim=OptimConfig(steps=150, batch_size=16, base_lr=0.3),
-        monitor=replace(config.monitor, collapse_every=50),
-    )
-    loop.train(config)
-    lines = [line for line in read_metrics(config.out) if "context/content_std" in line]
-    assert any("context/collapsed" in line for line in read_metrics(config.out))
-    assert lines[-1]["context/content_std"] < lines[0]["context/content_std"]
 
 
 def test_non_finite_steps_are_skipped_then_end_the_run(config, monkeypatch):
@@ -269,6 +230,7 @@ def test_refusals(config, tmp_path):
 
 def test_precision_auto_is_the_machines_and_recomputed_activations_change_nothing(config, monkeypatch):
     """Under bfloat16 attention has a kernel of its own, which the recomputation in the backward pass must take too."""
+    config = replace(config, mask=MaskConfig("multi-block", masks_per_crop=2))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
 
     def weights(bfloat16, **compute):
@@ -281,14 +243,6 @@ def test_precision_auto_is_the_machines_and_recomputed_activations_change_nothin
     plain, halved = weights(True, precision="fp32"), weights(False, precision="bf16")
     assert same(weights(False, precision="auto"), plain) and not same(halved, plain)
     assert same(weights(True, precision="auto", gradient_checkpointing=True), halved)
-
-
-@pytest.mark.parametrize("strategy", ["multi-block", "time"])
-def test_every_strategy_trains(config, strategy):
-    config = replace(config, encoder=replace(config.encoder, frames=208), mask=MaskConfig(strategy, masks_per_crop=2))
-    path = loop.train(steps(config, 4))
-    assert load_checkpoint(path).provenance["config"]["mask"]["strategy"] == strategy
-    assert all(line["loss"] > 0 for line in read_metrics(config.out) if "loss" in line)
 
 
 def test_the_probe_keeps_the_best_state_and_chooses_the_encoder(config):
