@@ -25,6 +25,12 @@ def random_checkpoint(config: ViTConfig = SMALL, seed: int = 0, **parts) -> Chec
     return Checkpoint(config, weights, **parts)
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test draws the same numbers, alone and among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     """A random encoder of width 96 and depth 3."""

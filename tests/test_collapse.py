@@ -28,7 +28,6 @@ def test_rank_me_of_orthogonal_directions(rank):
 
 
 def test_a_healthy_encoder_is_not_collapsed():
-    torch.manual_seed(0)
     encoder = ViT(CONFIG).train()
     statistics = collapse_statistics(encoder, log_mel())
     assert encoder.training
@@ -67,7 +66,6 @@ def test_an_encoder_of_one_direction_is_collapsed():
 
 
 def test_the_probe_scores_real_tasks():
-    torch.manual_seed(0)
     tasks = [Path(__file__).parent / "tasks" / "percussion_kind-v1-small"]
     checkpoint = snapshot(ViT(CONFIG), FrontEndConfig(), ServedConfig("context"), {})
     scores = probe(checkpoint, tasks, 120, torch.device("cpu"))

@@ -273,7 +273,9 @@ def test_every_clip_is_streamed_and_ranks_share_out_shards_or_clips_where_these_
             clips_of += heard(torch.cat(take(40, config, rank=rank, world_size=ranks)), clips)
             shards_of += opened[: len(names) // ranks]  # in the first epoch; the next deals them out anew
         assert set(clips_of) == set(range(len(clips)))
-        assert len(clips_of) == len(clips) if domain == "game" else sorted(shards_of) == names
+        assert len(clips_of) == len(clips) or domain == "talk"
+        assert len(set(shards_of)) == len(shards_of) > 1 or domain == "game"
+        assert sorted(shards_of) == names or ranks > 1
 
 
 def test_a_resumed_stream_opens_no_earlier_group(shards, opened):
@@ -408,7 +410,8 @@ def test_sigterm_ends_a_run_that_waits_for_its_crops(sixteen_clips, tmp_path, mo
         def made(turn, turns):
             yield from itertools.islice(make(turn, turns), 5)
             while [line["step"] for line in read_metrics(config.out)][-1:] != [5]:
-                time.sleep(0.05)
+                if done.wait(0.05):
+                    return
             time.sleep(0.5)  # until the loop waits
             os.kill(os.getpid(), signal.SIGTERM)
             done.wait()

@@ -22,7 +22,6 @@ CONFIG = ViTConfig(width=48, depth=3, heads=3)
 
 @pytest.fixture
 def encoder():
-    torch.manual_seed(0)
     return ViT(CONFIG).eval()
 
 
@@ -53,7 +52,6 @@ def test_positions_tell_column_and_row_apart():
 
 
 def test_rotary_positions_tell_only_how_far_apart_columns_are():
-    torch.manual_seed(0)
     encoder = ViT(replace(CONFIG, positions="rotary-time")).eval()
     patches = torch.randn(1, 65, 256)
     columns = torch.arange(65).view(13, 5)
@@ -70,7 +68,6 @@ def test_rotary_positions_tell_only_how_far_apart_columns_are():
 
 
 def test_attention_is_its_definition():
-    torch.manual_seed(0)
     attention, x = Attention(12, 3), torch.randn(2, 7, 12)
     q, k, v = (x @ w.T + b for w, b in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True))
     heads = []
@@ -128,7 +125,6 @@ def test_layers_on_request(encoder):
 
 
 def test_a_class_token_is_attended_to_and_not_returned():
-    torch.manual_seed(0)
     encoder = ViT(ViTConfig(width=48, depth=2, heads=3, class_token=True)).eval()
     patches = torch.randn(1, 10, 256)
     with torch.no_grad():
