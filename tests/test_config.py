@@ -71,7 +71,7 @@ def test_what_a_run_would_stumble_over_is_refused_at_its_start():
     wrong = {
         "--monitor.save-every is 0": {"monitor": replace(tiny.monitor, save_every=0)},
         "--predictor.depth is 0": {"predictor": replace(tiny.predictor, depth=0)},
-        "--serve.layers has 7.*1 to 6": {"serve": ServeConfig(layers=(1, 7))},
+        "--serve.layers has 7.*0 to 6": {"serve": ServeConfig(layers=(1, 7))},
         "--serve.hop-ms must be one of 10, 20, 40, 80, 160, not 30": {"serve": ServeConfig(hop_ms=30)},
         "frames is 200.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=200)},
         "frames is 0.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=0)},

@@ -116,12 +116,12 @@ def test_a_shorter_input_takes_a_prefix_of_the_positions(encoder):
 def test_layers_on_request(encoder):
     patches = torch.randn(2, 10, 256)
     with torch.no_grad():
-        last, first, again = encoder(patches, layers=[3, 1, 3])
+        last, embedded, first, again = encoder(patches, layers=[3, 0, 1, 3])
         assert torch.equal(last, encoder(patches)) and torch.equal(again, last)
         x = encoder.patch_embed(patches) + encoder.pos_embed[:10]
-        expected = encoder.blocks[0](x)
-    mean, variance = expected.mean(-1, keepdim=True), expected.var(-1, unbiased=False, keepdim=True)
-    torch.testing.assert_close(first, (expected - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
+        for found, expected in [(embedded, x), (first, encoder.blocks[0](x))]:
+            mean, variance = expected.mean(-1, keepdim=True), expected.var(-1, unbiased=False, keepdim=True)
+            torch.testing.assert_close(found, (expected - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
 
 
 def test_a_class_token_is_attended_to_and_not_returned():

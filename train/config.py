@@ -192,7 +192,7 @@ class ServeConfig:
     encoder: Literal["auto", "context", "target"] = "auto"
     """auto: the one with the better probe, context where there is no probe."""
     layers: tuple[int, ...] = ()
-    """Layers, 1 to the depth, side by side in every embedding; none: the last."""
+    """Layers, 0 (the embedded patches) to the depth, side by side in every embedding; none: the last."""
     pooling: Literal["mean", "mean+std"] = "mean"
     """What a scene is of its columns: mean (the paper), or mean and standard deviation."""
     hop_ms: int = 160
@@ -290,9 +290,9 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
 def check(config: TrainConfig) -> None:
     """Raise `OptionError` for what a run would otherwise stumble over, perhaps hours later."""
     check_fields(config, "--")
-    wrong = [layer for layer in config.serve.layers if not 1 <= layer <= config.encoder.depth]
+    wrong = [layer for layer in config.serve.layers if not 0 <= layer <= config.encoder.depth]
     if wrong:
-        raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 1 to {config.encoder.depth}")
+        raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 0 to {config.encoder.depth}")
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
     grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
     if config.target.frozen_from and config.serve.encoder == "target":

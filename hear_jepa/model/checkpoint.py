@@ -40,7 +40,7 @@ class ServedConfig:
     """What an embedding is made of: which encoder's output, of which layers, and for a scene of which columns."""
 
     encoder: str = one_of("context", ENCODERS)
-    layers: tuple[int, ...] = ()  # 1 … depth; empty: the last
+    layers: tuple[int, ...] = ()  # 0 … depth, 0 the embedded patches; empty: the last
     scene_hop_ms: int = 160  # a scene is made of columns so far apart
     pooling: str = one_of("mean", POOLINGS)  # what a scene is of them: mean, or mean and standard deviation
 
@@ -180,8 +180,8 @@ def check_config(checkpoint: Checkpoint) -> None:
     """Raise `OptionError`, with the field's name, for a part that contradicts another."""
     served, depth = checkpoint.served, checkpoint.encoder.depth
     checkpoint.grid.check_hop(served.scene_hop_ms, "scene_hop_ms")
-    if not all(1 <= layer <= depth for layer in served.layers):
-        raise OptionError(f"the served layers are {served.layers}: the encoder has layers 1 … {depth}")
+    if not all(0 <= layer <= depth for layer in served.layers):
+        raise OptionError(f"the served layers are {served.layers}: the encoder has layers 0 … {depth}")
 
 
 def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int, ...]]) -> None:

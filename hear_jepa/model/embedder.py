@@ -41,7 +41,8 @@ class Embedder(nn.Module):
     hop_ms: distance of timestamps, one of `grid.hops_ms`; by default 40, or a column where that is shorter;
     scene_hop_ms: distance of the columns that a scene is made of, likewise: a column's width takes each part of a clip
         once, as the paper does; finer ones take it at several phases, for as many times the work;
-    layers: 1 … depth, negative counting from the last (-1), an int or several, whose outputs are concatenated;
+    layers: 0 … depth, 0 for the embedded patches, negative counting from the last (-1): an int, or several, whose
+        outputs are concatenated;
     precision: "float32", or "bfloat16" to run the encoder (never the front end) under autocast;
     batch_windows: windows of the trained duration encoded at once: bounds the memory;
     pooling: of a scene's columns, "mean" or "mean+std" (mean and standard deviation, twice the size).
@@ -258,12 +259,12 @@ def check_finite(embeddings: Tensor) -> Tensor:
 
 
 def check_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Layers as numbers 1 … depth; negative ones count from the last."""
+    """Layers as numbers 0 … depth; negative ones count from the last."""
     chosen = [layers] if isinstance(layers, int) else layers
     numbers = isinstance(chosen, Sequence) and all(type(layer) is int for layer in chosen)
-    if not numbers or not chosen or not all(1 <= abs(layer) <= depth for layer in chosen):
-        raise OptionError(f"layers must be in 1 … {depth} or -{depth} … -1, one or a list, not {layers!r}")
-    return tuple(layer if layer > 0 else depth + 1 + layer for layer in chosen)
+    if not numbers or not chosen or not all(abs(layer) <= depth for layer in chosen):
+        raise OptionError(f"layers must be in 0 … {depth} or -{depth} … -1, one or a list, not {layers!r}")
+    return tuple(layer if layer >= 0 else depth + 1 + layer for layer in chosen)
 
 
 def check_batch_windows(batch_windows: int) -> int:

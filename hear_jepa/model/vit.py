@@ -257,8 +257,9 @@ class ViT(nn.Module):
 
         patches: [N, P, patch] from `patchify`, P at most the trained number; indices: [K] or [N, K] of tokens;
         visible: bool [N, P] of tokens that the others may attend to (all of them without it).
-        Returns the last layer, after the final LayerNorm, [N, K, D]. With `layers` (1 … depth), a list with the
-        output of each: the last one as above, earlier ones after a LayerNorm without parameters.
+        Returns the last layer, after the final LayerNorm, [N, K, D]. With `layers` (0 … depth; 0: the embedded patches
+        before the first block), a list with the output of each: the last one as above, earlier ones after a LayerNorm
+        without parameters.
         """
         n_patches = patches.shape[1]
         if n_patches > len(self.pos_embed):
@@ -273,13 +274,13 @@ class ViT(nn.Module):
             visible = None if visible is None else F.pad(visible, (1, 0), value=True)
         wanted = set(layers or ())
         outputs = {}
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(self.blocks):
+            if number in wanted:  # what comes into a block is the output of the layer before
+                outputs[number] = self._without_class(F.layer_norm(x, x.shape[-1:]))
             if self._recomputes():
                 x = recompute(block, x, rotation, visible, use_reentrant=False)
             else:
                 x = block(x, rotation, visible)
-            if number in wanted and number < len(self.blocks):
-                outputs[number] = self._without_class(F.layer_norm(x, x.shape[-1:]))
         last = self._without_class(self.norm(x))
         outputs[len(self.blocks)] = last
         return [outputs[number] for number in layers] if layers is not None else last
