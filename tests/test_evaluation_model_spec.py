@@ -57,7 +57,7 @@ def test_specs():
         load_spec("no_such_module:tiny")
 
 
-def test_keys_tell_models_apart(fake, tmp_path):
+def test_keys_tell_models_apart(fake, tmp_path, checkpoint):
     (tmp_path / "a.txt").write_text("1.0")
     (tmp_path / "b.txt").write_text("2.0")
     specs = [fake, f"{fake}:{tmp_path}/a.txt", f"{fake}:{tmp_path}/b.txt", f"{fake}:hop_ms=100", "logmel-stats"]
@@ -65,14 +65,9 @@ def test_keys_tell_models_apart(fake, tmp_path):
     assert load_spec(specs[1]).key == load_spec(specs[1]).key
     (tmp_path / "a.txt").write_text("3.0")  # other weights under the same name
     assert load_spec(specs[1]).key not in {load_spec(spec).key for spec in specs[2:]}
-
-
-def test_keys_tell_front_ends_layers_scenes_and_pooling_apart(checkpoint):
-    other_front_end = replace(checkpoint, front_end=FrontEndConfig(mean=0.0))
-    other_layers = replace(checkpoint, served=ServedConfig(layers=(1,)))
-    other_scenes = replace(checkpoint, served=ServedConfig(scene_hop_ms=40))
-    other_pooling = replace(checkpoint, served=ServedConfig(pooling="mean+std"))
-    checkpoints = (checkpoint, other_front_end, other_layers, other_scenes, other_pooling)
+    others = [ServedConfig(layers=(1,)), ServedConfig(scene_hop_ms=40), ServedConfig(pooling="mean+std")]
+    checkpoints = [checkpoint, replace(checkpoint, front_end=FrontEndConfig(mean=0.0))]
+    checkpoints += [replace(checkpoint, served=served) for served in others]
     models = [loaded_module(types.ModuleType("m"), Embedder(c), "m") for c in checkpoints]
     assert len({model.key for model in models}) == len(checkpoints)
 

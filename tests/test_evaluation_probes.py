@@ -25,7 +25,7 @@ from hear_jepa.evaluation.events import PostProcessing, onset_f_measure
 from hear_jepa.evaluation.features import SplitFeatures, embed_split
 from hear_jepa.evaluation.metrics import accuracy, aucroc, chroma_accuracy, d_prime, mean_average_precision
 from hear_jepa.evaluation.model_spec import load_spec
-from hear_jepa.evaluation.probes import KnnConfig, LinearConfig, knn_probe, linear_probe
+from hear_jepa.evaluation.probes import LinearConfig, knn_probe, linear_probe
 from hear_jepa.evaluation.retrieval import retrieval_score
 from hear_jepa.evaluation.scoring import PROTOCOLS, examples, probe_model, score_task, training_examples
 from hear_jepa.evaluation.tasks import Event, find_tasks, read_task
@@ -109,12 +109,6 @@ def test_multilabel_probe_separates():
         predictions = probe(train, valid, multilabel=True)(test[0])
         assert mean_average_precision(predictions, test[1]) > least > 1.5 * test[1].mean()
         assert predictions.min() >= 0 and predictions.max() <= 1
-
-
-def test_nearest_neighbour_remembers(data):
-    train, valid, _ = data
-    predict = knn_probe(train, valid, config=KnnConfig(neighbours=(1,)))
-    assert accuracy(predict(train[0]), train[1]) == 1.0
 
 
 def test_scores_equal_those_of_scikit_learn():

@@ -100,16 +100,14 @@ def test_what_is_cut_to_one_length_is_the_surplus():
 
 
 def test_impossible_bounds_and_unknown_names_are_refused():
-    with pytest.raises(OptionError, match="no block"):
-        draw("multi-block", (5, 13), target_scale=(0.15, 0.16), target_aspect=(0.9, 1.1))
-    with pytest.raises(OptionError, match="no span"):
-        draw("time", (5, 4), target_scale=(0.1, 0.2))
-    with pytest.raises(OptionError, match="no context or no target"):
-        draw("unstructured", (5, 13), context_share=1.0)
-    for share in (0.61, 0.001, -0.2):
-        with pytest.raises(OptionError, match="target share"):
-            draw("unstructured", (5, 13), target_share=share)
-    with pytest.raises(OptionError, match="no patch of a kind"):
-        draw("multi-block", (5, 13), target_scale=(1.0, 1.0), target_aspect=(0.0, 9.0))
+    for message, strategy, options in [
+        ("no block", "multi-block", {"target_scale": (0.15, 0.16), "target_aspect": (0.9, 1.1)}),
+        ("no patch of a kind", "multi-block", {"target_scale": (1.0, 1.0), "target_aspect": (0.0, 9.0)}),
+        ("no span", "time", {"target_scale": (0.02, 0.03)}),
+        ("no context or no target", "unstructured", {"context_share": 1.0}),
+        *(("target share", "unstructured", {"target_share": share}) for share in (0.61, 0.001, -0.2)),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            draw(strategy, (5, 13), **options)
     with pytest.raises(OptionError, match="'multiblock'.*unstructured, multi-block, time"):
         MaskConfig("multiblock")

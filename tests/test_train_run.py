@@ -216,16 +216,15 @@ def test_refusals(config, tmp_path):
         loop.train(config)
     with pytest.raises(OptionError, match=r"optim\.weight_decay: 0\.05 -> 0\.5"):
         loop.train(replace(config, resume=True, optim=replace(config.optim, weight_decay=0.5)))
-    with pytest.raises(HearJepaError, match="nowhere.*missing"):
-        loop.train(replace(config, out=tmp_path / "x", monitor=replace(config.monitor, probe_tasks=(Path("nowhere"),))))
-    with pytest.raises(OptionError, match="heads is 5: the width 32"):
-        loop.train(replace(config, out=tmp_path / "x", encoder=replace(config.encoder, heads=5)))
-    with pytest.raises(OptionError, match="multiple of 3"):
-        loop.train(replace(config, out=tmp_path / "x", optim=replace(config.optim, accumulation=3)))
-    with pytest.raises(HearJepaError, match="top-layers is 3.*has 2"):
-        loop.train(replace(config, out=tmp_path / "x", target=TargetConfig(top_layers=3)))
-    with pytest.raises(HearJepaError, match="torch sees no GPU|device"):
-        loop.train(replace(config, out=tmp_path / "x", compute=ComputeConfig(device="cuda:99x")))
+    for message, options in [
+        ("nowhere.*missing", {"monitor": replace(config.monitor, probe_tasks=(Path("nowhere"),))}),
+        ("heads is 5: the width 32", {"encoder": replace(config.encoder, heads=5)}),
+        ("multiple of 3", {"optim": replace(config.optim, accumulation=3)}),
+        ("top-layers is 3.*has 2", {"target": TargetConfig(top_layers=3)}),
+        ("torch sees no GPU|device", {"compute": ComputeConfig(device="cuda:99x")}),
+    ]:
+        with pytest.raises(HearJepaError, match=message):
+            loop.train(replace(config, out=tmp_path / "x", **options))
 
 
 def test_precision_auto_is_the_machines_and_recomputed_activations_change_nothing(config, monkeypatch):
