@@ -14,13 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import hear_jepa
+from hear_jepa.device import choose_device
 from hear_jepa.model.checkpoint import grid_of
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.train.config import PRESETS, TrainConfig
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import draw_masks
 from hear_jepa.train.optimisation import AUTOCAST, Optimiser
-from hear_jepa.train.ranks import choose_device
 
 TOLERANCE = 1e-4  # between devices, relative to the largest value
 

@@ -3,7 +3,8 @@
 * every command of the table shows its help, and only its own module is imported; without one nothing heavy is;
 * `hear-jepa info` prints configuration, provenance and SHA-256 as JSON, by name, path or default;
 * a user's mistake, and what the system refuses, is one line on stderr and exit code 2, control characters escaped; an
-  interruption is 130; a closed pipe is silent.
+  interruption is 130; a closed pipe is silent;
+* a device's name means one thing in all commands; progress in a log file is lines.
 """
 
 import hashlib
@@ -16,9 +17,13 @@ import sys
 import numpy
 import pytest
 import soundfile
+import torch
 
 from hear_jepa.cli import COMMANDS, main
+from hear_jepa.device import choose_device
+from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import save_checkpoint
+from hear_jepa.progress import progress_bar
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -104,3 +109,24 @@ def test_an_interruption_is_130_and_silent(where):
         timeout=300,
     )
     assert ran.returncode == 130 and ran.stderr == ""
+
+
+def test_a_log_file_has_lines_and_no_carriage_returns(capfd):
+    for _ in progress_bar(range(5000), "count", unit="thing"):
+        pass
+    written = capfd.readouterr().err
+    assert "\r" not in written and written.startswith("count: 0 of 5000 things")
+    assert written.count("\n") == 2 and "count: 5000 of 5000 things" in written.splitlines()[-1]
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
+    for gpus, apple, expected in [(0, False, "cpu"), (0, True, "mps"), (2, True, "cuda:1")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda apple=apple: apple)
+        assert choose_device("auto", local_rank=1) == torch.device(expected)
+        assert choose_device("cpu").type == "cpu"
+        with pytest.raises(OptionError, match="cuda:2"):
+            choose_device("cuda:2")
+    with pytest.raises(OptionError, match="auto, cpu, cuda"):
+        choose_device("gpu")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hear_jepa.errors import OptionError
+from hear_jepa.device import choose_device
 from hear_jepa.train.config import ComputeConfig
 
 log = logging.getLogger(__name__)
@@ -90,21 +90,6 @@ def stop_ranks() -> None:
     """Leave the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The named device, or with "auto" the best there is."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"--compute.device is {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise OptionError(f"--compute.device is {name!r}, but torch sees no GPU: use auto or cpu")
-        return torch.device("cuda", local_rank if device.index is None else device.index)
-    return device
 
 
 def spread_over_cpu(config: ComputeConfig) -> None:

@@ -11,12 +11,9 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from hear_jepa.api import load_model
+from hear_jepa.device import DEVICES, choose_device
 from hear_jepa.errors import OptionError, printable
 from hear_jepa.files.embed import BATCH_S, CHANNELS, FILE_KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
 from hear_jepa.files.find import check_out, find_sources
@@ -34,12 +31,8 @@ from hear_jepa.files.sounds import Sound
 from hear_jepa.files.store import EmbeddingStore
 from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
+from hear_jepa.progress import progress_bar
 
-# For tqdm where its output is not a terminal: a line a minute in place of a bar.
-LOG_FILE: dict[str, Any] = {
-    "mininterval": 60,
-    "bar_format": "{desc}: {n_fmt} of {total_fmt} files in {elapsed}{postfix}\n",
-}
 REASONS_SHOWN = 20  # in the summary; the output has all that failed
 
 
@@ -68,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", type=_layers, help="such as 12 or 6,12: layers whose outputs are concatenated")
     parser.add_argument("--channels", choices=CHANNELS, default="mix", help="mix to mono, or embed each channel")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    parser.add_argument("--device", default="cpu", help=f"{DEVICES} (default: cpu)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the encoder")
     parser.add_argument("--batch-seconds", type=float, default=BATCH_S, help="sound encoded at once: bounds the memory")
     parser.add_argument("--workers", type=int, default=WORKERS, help="threads that decode while the model computes")
@@ -107,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             scene_hop_ms=arguments.scene_hop_ms,
         )
-        settings = settings_of(move(model, arguments.device), arguments)
+        settings = settings_of(model.to(choose_device(arguments.device)), arguments)
         if shard:
             settings["columns"] = columns
             join(out, shard, form, arguments.paths, settings)
@@ -143,8 +136,7 @@ def _embed(
         arguments.hop_s,
     )
     started, embedded_s = time.monotonic(), 0.0
-    log_file = {} if sys.stderr.isatty() else LOG_FILE
-    with tqdm(total=len(sounds), initial=len(done), unit="file", desc="embed", **log_file) as progress:
+    with progress_bar(desc="embed", total=len(sounds), initial=len(done), unit="file") as bar:
         for event in events:
             if not isinstance(event, FileEnd):
                 store.add(event)
@@ -152,8 +144,8 @@ def _embed(
             store.end(event)
             embedded_s += event.duration_s
             speed = embedded_s / (time.monotonic() - started)
-            progress.set_postfix_str(f"{embedded_s / 3600:.2f} h of sound, {speed:.0f} × real time", refresh=False)
-            progress.update()
+            bar.set_postfix_str(f"{embedded_s / 3600:.2f} h of sound, {speed:.0f} × real time", refresh=False)
+            bar.update()
 
 
 def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
@@ -177,15 +169,6 @@ def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
         "weights_sha256": weights_sha256(weights),
         "front_end": dataclasses.asdict(model.log_mel.config),
     }
-
-
-def move(model: Embedder, device: str) -> Embedder:
-    """Move a model to a device by name. Raises OptionError for one that is not there."""
-    try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"cannot use the device {device!r} ({reason}): try --device cpu") from error
 
 
 def _layers(text: str) -> list[int]:

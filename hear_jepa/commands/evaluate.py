@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from hear_jepa.device import DEVICES
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.baselines import DEFAULT_MODELS
 from hear_jepa.evaluation.model_spec import parse_spec
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grid-points", type=int, default=8, help="hear: grid points of the model selection")
     parser.add_argument("--grid", choices=("default", "fast", "faster"), default="default", help="hear: which grid")
-    parser.add_argument("--device", default="", help="of models and probes: cpu, cuda (default: cuda if present)")
+    parser.add_argument("--device", default="auto", help=f"of models and probes: {DEVICES} (default: auto)")
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="FILE", help="evaluate nothing: print the table of these results.json"
     )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hear_jepa import __version__
+from hear_jepa.device import choose_device
 from hear_jepa.disk import file_sha256
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.baselines import BASELINES
@@ -95,7 +96,7 @@ class LoadedModel:
         return embeddings.float().cpu(), times.float().cpu()
 
 
-def load_spec(spec: ModelSpec | str, device: str = "") -> LoadedModel:
+def load_spec(spec: ModelSpec | str, device: str = "auto") -> LoadedModel:
     """Import the module and load its model; OptionError says what could not be imported or loaded."""
     spec = parse_spec(spec) if isinstance(spec, str) else spec
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -108,7 +109,7 @@ def load_spec(spec: ModelSpec | str, device: str = "") -> LoadedModel:
             f"spelling, or use one of the built-in {', '.join(BASELINES)}"
         ) from error
     model = module.load_model(spec.weights, **spec.options) if spec.weights else module.load_model(**spec.options)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = choose_device(device)
     return LoadedModel(spec, module, model.to(chosen).eval(), chosen, weights_identity(spec.weights, model))
 
 

@@ -29,7 +29,7 @@ class RunOptions:
     splits: str = "test"
     grid_points: int = 8
     grid: str = "default"
-    device: str = ""
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Runner:
             protocol=protocol,
             splits=self.options.splits,
             cache_dir=self.out / "embeddings",
-            device=self.options.device or str(model.device),
+            device=str(model.device),
             report=report,
         )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy
-from tqdm import tqdm
 
 from hear_jepa.errors import HearJepaError
 from hear_jepa.explore.colours import COLOURS, OTHER
@@ -19,6 +18,7 @@ from hear_jepa.explore.page import as_text, opus, write_page
 from hear_jepa.explore.points import Point
 from hear_jepa.files.audio import SAMPLE_RATE
 from hear_jepa.files.sounds import is_url
+from hear_jepa.progress import progress_bar
 
 NEIGHBOURS = 10
 EXCERPT_S = 2.0
@@ -116,5 +116,5 @@ def _rounded(values: numpy.ndarray) -> list[float]:
 def _encoded(points: Sequence[Point], sound: Callable[[Point], bytes | None]) -> list[str | None]:
     """The sounds in base64, made by as many threads as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        sounds = tqdm(threads.map(sound, points), total=len(points), unit="sound", desc="excerpts")
+        sounds = progress_bar(threads.map(sound, points), "excerpts", len(points), "sound")
         return [None if data is None else as_text(data) for data in sounds]

@@ -17,10 +17,9 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from hear_jepa.disk import atomic_path, file_sha256
 from hear_jepa.errors import CorpusError
+from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Package
 from hear_jepa.train.corpus.records import read_record, write_json
 
@@ -54,7 +53,7 @@ def fetch(packages: Iterable[Package], out: Path) -> tuple[list[dict], list[dict
     `CorpusError` where apt-get or dpkg-deb is missing and needed.
     """
     records, failures = [], []
-    for package in tqdm(list(packages), desc="packages", unit="package"):
+    for package in progress_bar(list(packages), "packages", unit="package"):
         record = finished_record(package.package, out)
         try:
             if record is None:

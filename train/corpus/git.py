@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
+from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Repository, domain_of
 from hear_jepa.train.corpus.domains import SKIP
 from hear_jepa.train.corpus.records import read_record, write_json
@@ -59,7 +58,7 @@ def fetch(repositories: Iterable[Repository], out: Path, mirror: Path | None) ->
     if mirror is not None and not mirror.is_dir():
         raise CorpusError(f"{mirror}: no such folder; --mirror names a folder of bare clones")
     records, failures = [], []
-    for repository in tqdm(list(repositories), desc="repositories", unit="repository"):
+    for repository in progress_bar(list(repositories), "repositories", unit="repository"):
         try:
             record = finished_record(repository, out)
             if record is None:

@@ -21,11 +21,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from hear_jepa.disk import locked
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import NEEDS_FFMPEG, SAMPLE_RATE, find_audio
+from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.clips import Skipped
 from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping
 from hear_jepa.train.corpus.exclusion import Exclusions, excluded_clips
@@ -76,7 +76,7 @@ def prepare(
         missing = [file for file in files if not is_staged(file)]
         exclusions = _index(excluded_files, rate, workers, progress) if missing else None
         results = _parallel(_stage, missing, rate, workers, exclusions)
-        for _ in tqdm(
+        for _ in progress_bar(
             results, "stage", len(files), initial=len(files) - len(missing), unit="file", disable=not progress
         ):
             pass
@@ -152,7 +152,7 @@ def _finished(out: Path, digest: str) -> Manifest | None:
 
 def _index(files: list[Path], rate: int, workers: int, progress: bool) -> Exclusions | None:
     results = _parallel(excluded_clips, files, rate, workers, None)
-    bar = tqdm(results, "listen to what is excluded", len(files), unit="file", disable=not progress)
+    bar = progress_bar(results, "listen to what is excluded", len(files), unit="file", disable=not progress)
     clips = [clip for clips in bar for clip in clips]
     return Exclusions(clips) if clips else None
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from hear_jepa.disk import atomic_path, locked
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import find_audio
+from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.clips import Skipped, excerpts
 from hear_jepa.train.corpus.domains import FolderNames
 from hear_jepa.train.data.crops import CropRule
@@ -74,7 +74,7 @@ Item = tuple[str, np.ndarray]  # domain, int16 samples
 
 
 def _shard_clips(folder: Path, manifest: Manifest) -> Iterator[Item | Skipped]:
-    with tqdm(total=sum(shard.clips for shard in manifest.shards), desc="decode shards", unit="clip") as bar:
+    with progress_bar(desc="decode shards", total=sum(shard.clips for shard in manifest.shards), unit="clip") as bar:
         for shard in manifest.shards:
             try:
                 flacs = shard_flacs((folder / shard.file).read_bytes(), shard)
@@ -96,7 +96,7 @@ def _decoded(shard: Shard, flacs: dict[str, bytes]) -> Iterator[Item | Skipped]:
 
 def _folder_clips(folder: Path, files: list[Path], sample_rate: int) -> Iterator[Item | Skipped]:
     origin_of = FolderNames()
-    for path in tqdm(files, "decode", unit="file"):
+    for path in progress_bar(files, "decode", unit="file"):
         domain = origin_of(folder, path.relative_to(folder).as_posix()).domain
         for item in excerpts(path, str(path), sample_rate=sample_rate):
             yield item if isinstance(item, Skipped) else (domain, item.samples)

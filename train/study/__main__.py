@@ -126,7 +126,7 @@ def plan(arguments: argparse.Namespace) -> tuple[Study, dict[str, TrainConfig], 
 
 
 def _dry_run(study: Study, configs: dict[str, TrainConfig], tasks: list[Task], data: str) -> int:
-    from hear_jepa.train.ranks import choose_device
+    from hear_jepa.device import choose_device
     from hear_jepa.train.study.estimate import estimate, markdown
 
     estimates = {}

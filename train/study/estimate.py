@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from hear_jepa.device import choose_device
 from hear_jepa.evaluation.model_spec import ModelSpec, load_spec
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.train.config import TrainConfig
 from hear_jepa.train.loop import train
 from hear_jepa.train.metrics_log import read_metrics
-from hear_jepa.train.ranks import choose_device
 from hear_jepa.train.run_state import LATEST
 
 STEPS = 6  # the first ones, in which memory is found and caches fill, are left out
