@@ -40,18 +40,19 @@ def saved(tmp_path):
 
 
 def rewrite(path, weights=None, **header):
-    """The same file with other weights or header fields, its checksum as it was."""
+    """The same file with other weights or header fields, its checksum as it was; a field of None goes."""
     with safe_open(path, "pt") as file:
         metadata = {**file.metadata(), **header}
-    save_file(weights or load_file(path), path, metadata={key: value for key, value in metadata.items() if value})
+    weights = load_file(path) if weights is None else weights
+    save_file(weights, path, metadata={key: value for key, value in metadata.items() if value is not None})
 
 
 def forge(path, weights=None, **header):
     """The same with a checksum that fits."""
-    rewrite(path, weights, **header)
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    rewrite(path, weights, sha256=checkpoint_module._checksum(metadata, load_file(path)))
+        metadata = {**file.metadata(), **header}
+    weights = load_file(path) if weights is None else weights
+    rewrite(path, weights, **header, sha256=checkpoint_module._checksum(metadata, weights))
 
 
 def config_of(path) -> dict:
@@ -126,7 +127,7 @@ def test_an_unknown_version_and_a_foreign_file(saved):
     refused(path, "format version '7', this package reads 1 and 2: upgrade")
     rewrite(path, format="other")
     refused(path, "not one of hear_jepa .*hear-jepa convert")
-    rewrite(path, format="hear_jepa", version="2", sha256="")
+    rewrite(path, format="hear_jepa", version="2", sha256=None)
     refused(path, "its header lacks sha256")
 
 

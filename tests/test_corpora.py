@@ -132,15 +132,10 @@ DOMAIN_OF = [
     ("tuxpaint-stamps-default", f"{STAMPS}/animals/birds/crow.ogg", "environment"),
     ("tuxpaint-stamps-default", f"{STAMPS}/animals/birds/crow_desc_fr.ogg", "speech"),
     ("tuxpaint-stamps-default", f"{STAMPS}/hobbies/music/string/cello.ogg", "music"),
-    ("tuxpaint-stamps-default", f"{STAMPS}/hobbies/music/string/cello_desc.ogg", "speech"),
     ("asterisk-core-sounds-en-g722", f"{PROMPTS}/digits/7.g722", "speech"),
     ("asterisk-core-sounds-en-g722", f"{PROMPTS}/silence/5.g722", SKIP),
-    ("asterisk-core-sounds-en-g722", f"{PROMPTS}/beeperr.g722", "environment"),
-    ("qabcs-data", "usr/share/qabcs/abcs/all/noises/violin.ogg", "music"),
     ("qabcs-data", "usr/share/qabcs/abcs/all/noises/clock.ogg", SKIP),  # a clip of ESC-10
     ("qabcs-data", "usr/share/qabcs/abcs/fr/sounds/words/dé.ogg", "speech"),
-    ("ufoai-sound", "usr/share/games/ufoai/base/0snd.pk3/sound/ambience/arcticwind.ogg", "environment"),
-    ("megaglest-data", "usr/share/games/megaglest/techs/megapack/factions/tech/music/music_tech.ogg", "music"),
 ]
 
 
