@@ -17,7 +17,9 @@ import soundfile
 import torch
 
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import find_audio, read_audio, read_blocks, resample, resample_blocks
+from hear_jepa.files.audio import read_audio, read_blocks
+from hear_jepa.files.folders import find_audio
+from hear_jepa.files.resample import resample, resample_blocks
 
 FFMPEG = shutil.which("ffmpeg")
 

@@ -10,8 +10,8 @@ import torch
 
 from hear_jepa import Embedder, get_timestamp_embeddings
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import resample
 from hear_jepa.files.live import WindowStream
+from hear_jepa.files.resample import resample
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 LENGTHS = [1, 79, 80, 1199, 1200, 3760, 3761, 16000, 33279, 33280, 33281, 16000 * 7 + 13]

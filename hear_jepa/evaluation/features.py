@@ -92,7 +92,7 @@ def _to_rate(audio: Tensor, sample_rate: int, wanted: int) -> Tensor:
     """A model of another rate hears the task's audio resampled."""
     if sample_rate == wanted:
         return audio
-    from hear_jepa.files.audio import resample
+    from hear_jepa.files.resample import resample
 
     return resample(audio, sample_rate, wanted)
 

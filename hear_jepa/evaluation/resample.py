@@ -16,7 +16,7 @@ import torch
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.progress import Progress
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
-from hear_jepa.files.audio import resample
+from hear_jepa.files.resample import resample
 
 
 def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hear_jepa.errors import OptionError
-from hear_jepa.files.audio import SAMPLE_RATE, AudioReader
+from hear_jepa.files.audio import AudioReader
+from hear_jepa.files.resample import SAMPLE_RATE
 from hear_jepa.files.sounds import sound_at
 
 

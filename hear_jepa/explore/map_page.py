@@ -16,7 +16,7 @@ from hear_jepa.explore.colours import COLOURS, OTHER
 from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.page import as_text, opus, write_page
 from hear_jepa.explore.points import Point
-from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.files.resample import SAMPLE_RATE
 from hear_jepa.files.sounds import is_url
 from hear_jepa.progress import progress_bar
 

@@ -11,7 +11,7 @@ import numpy
 import soundfile
 
 from hear_jepa.disk import atomic_path
-from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.files.resample import SAMPLE_RATE
 
 
 def write_page(out: str | Path, template: str, data: dict[str, Any]) -> None:

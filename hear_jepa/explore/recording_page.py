@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hear_jepa.explore.page import as_text, opus, write_page
 from hear_jepa.explore.recording_picture import draw
-from hear_jepa.files.audio import resample
+from hear_jepa.files.resample import resample
 from hear_jepa.model.embedder import Embedder
 
 DPI = 130

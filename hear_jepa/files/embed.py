@@ -24,8 +24,9 @@ from torch import Tensor
 
 from hear_jepa.checks import LOUDEST, check_waveform
 from hear_jepa.errors import AudioError, OptionError
-from hear_jepa.files.audio import AudioReader, resample
+from hear_jepa.files.audio import AudioReader
 from hear_jepa.files.live import TimestampOrder, WindowStream
+from hear_jepa.files.resample import resample
 from hear_jepa.files.sounds import Sound
 from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
 from hear_jepa.model.grid import Window

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hear_jepa.errors import OptionError
-from hear_jepa.files.audio import HEADERLESS, walk_audio
+from hear_jepa.files.folders import HEADERLESS, walk_audio
 from hear_jepa.files.formats import RESERVED_COLUMNS, pyarrow_or_advice
 from hear_jepa.files.sounds import Sound, is_archive, is_url, members, remote_sounds, sound_at
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hear_jepa.checks import check_audio
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import SAMPLE_RATE, resample_blocks
+from hear_jepa.files.resample import SAMPLE_RATE, resample_blocks
 from hear_jepa.model.embedder import Embedder, WindowBatcher, check_finite
 from hear_jepa.model.grid import Window
 
@@ -131,7 +131,7 @@ def embed_stream(
 
     Yields (embeddings [n, size], centres [n] in ms), each as soon as the window that gives it is full: at most the
     trained duration (2.08 s) after the sound. Joined, they are what `get_timestamp_embeddings` gives for the whole
-    (resampled by `hear_jepa.files.audio.resample`, where the rate is another). Raises `AudioError`.
+    (resampled by `hear_jepa.files.resample.resample`, where the rate is another). Raises `AudioError`.
     """
     stream, order = WindowStream(embedder, embedder.hop_ms), TimestampOrder()
     checked = (_check_block(block)[None] for block in blocks)

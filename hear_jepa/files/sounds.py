@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hear_jepa.errors import AudioError, OptionError
-from hear_jepa.files.audio import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
+from hear_jepa.files.folders import is_sound
 
 NEEDS_FSSPEC = "URLs need fsspec: pip install fsspec aiohttp (s3fs for s3://, gcsfs for gs://)"
 PIECE_BYTES = 2**21  # of an archive's member copied at once
@@ -73,11 +73,6 @@ class Sound:
 def is_url(path: str | Path) -> bool:
     """Whether a path is of another kind than this machine's files: `s3://`, `gs://`, `https://`."""
     return isinstance(path, str) and "://" in path
-
-
-def is_sound(name: str) -> bool:
-    """Whether a name ends as those of sound files do."""
-    return os.path.splitext(name)[1].lower() in SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
 
 def is_archive(name: str) -> bool:
@@ -150,28 +145,16 @@ def remote_sounds(url: str) -> list[Sound]:
     return sounds
 
 
-def fsspec_or_advice() -> Any:
-    """The library; raises OptionError, with what to install, where it is missing."""
-    try:
-        import fsspec
-        import fsspec.core
-    except ImportError as error:
-        raise OptionError(NEEDS_FSSPEC) from error
-    return fsspec
-
-
 def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and its path there. Raises OptionError for what has none."""
-    options = {}
-    if url.startswith(("http://", "https://")):
-        try:
-            from aiohttp import ClientTimeout
-        except ImportError as error:
-            raise OptionError(NEEDS_FSSPEC) from error
-        # As it comes, a download may take five minutes in all, however large.
-        options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENT_S, sock_read=SILENT_S)}}
+    """fsspec's file system of a URL, and its path there. Raises OptionError, with what to install."""
     try:
-        return fsspec_or_advice().core.url_to_fs(url, **options)
+        import fsspec.core
+        from aiohttp import ClientTimeout
+
+        # As it comes, a download from a web server may take five minutes in all, however large.
+        timeout = {"timeout": ClientTimeout(total=None, sock_connect=SILENT_S, sock_read=SILENT_S)}
+        options = {"client_kwargs": timeout} if url.startswith(("http://", "https://")) else {}
+        return fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise OptionError(f"{url} cannot be opened ({error}): {NEEDS_FSSPEC}") from error
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import SAMPLE_RATE, read_blocks
+from hear_jepa.files.audio import read_blocks
+from hear_jepa.files.resample import SAMPLE_RATE
 
 SHORTEST_S = 0.25
 LONGEST_S = 30.0

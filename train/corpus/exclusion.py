@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hear_jepa.files.audio import SAMPLE_RATE, resample
+from hear_jepa.files.resample import SAMPLE_RATE, resample
 from hear_jepa.train.corpus.clips import Excerpt, excerpts
 
 WINDOW, HOP = 4096, 256  # samples: 256 ms, so that a misalignment of half a hop hardly shows

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CorpusError
-from hear_jepa.files.audio import FFMPEG_SUFFIXES, SOUNDFILE_SUFFIXES
+from hear_jepa.files.folders import is_sound
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Repository, domain_of
 from hear_jepa.train.corpus.domains import SKIP
@@ -110,7 +110,7 @@ def take_audio(repository: Repository, git_dir: Path, out: Path) -> dict:
         for blob in licence_files(repository, blobs):
             _write(folder, blob, git(git_dir, "cat-file", "blob", blob.sha))
         for blob in blobs:
-            if not is_audio(blob.path) or domain_of(repository.rules, blob.path) == SKIP or blob.sha in seen:
+            if not is_sound(blob.path) or domain_of(repository.rules, blob.path) == SKIP or blob.sha in seen:
                 continue
             data = b"" if blob.size is None else git(git_dir, "cat-file", "blob", blob.sha)
             if blob.size is None:
@@ -154,11 +154,6 @@ def list_blobs(git_dir: Path, commit: str) -> list[Blob]:
     answers = git(git_dir, "cat-file", "--batch-check=%(objectsize)", data=asked).decode().splitlines()
     sizes = [int(answer) if answer.isdecimal() else None for answer in answers]
     return [Blob(path, sha, size) for (path, sha), size in zip(entries, sizes, strict=True)]
-
-
-def is_audio(path: str) -> bool:
-    """Whether the file's name is that of audio."""
-    return PurePosixPath(path).suffix.lower() in SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
 
 def git(git_dir: Path | str, *arguments: str, data: bytes | None = None) -> bytes:

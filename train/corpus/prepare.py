@@ -24,7 +24,9 @@ import torch
 
 from hear_jepa.disk import locked
 from hear_jepa.errors import CorpusError
-from hear_jepa.files.audio import NEEDS_FFMPEG, SAMPLE_RATE, find_audio
+from hear_jepa.files.audio import NEEDS_FFMPEG
+from hear_jepa.files.folders import find_audio
+from hear_jepa.files.resample import SAMPLE_RATE
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.clips import Skipped
 from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping

@@ -11,7 +11,7 @@ import numpy as np
 
 from hear_jepa.disk import atomic_path, locked
 from hear_jepa.errors import CorpusError
-from hear_jepa.files.audio import find_audio
+from hear_jepa.files.folders import find_audio
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.clips import Skipped, excerpts
 from hear_jepa.train.corpus.domains import FolderNames

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.files.audio import SAMPLE_RATE
+from hear_jepa.files.resample import SAMPLE_RATE
 from hear_jepa.options import check_fields, within
 from hear_jepa.train.data.ahead import Ahead
 from hear_jepa.train.data.crops import BatchPlan, Mixing, Source

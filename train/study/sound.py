@@ -8,7 +8,7 @@ from pathlib import Path
 import soundfile
 
 from hear_jepa.errors import CorpusError
-from hear_jepa.files.audio import find_audio
+from hear_jepa.files.folders import find_audio
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
 from hear_jepa.train.data.stream import is_url, read_manifest
 
