@@ -26,7 +26,7 @@ $(READY): setup.cfg pyproject.toml requirements-hear.txt
 	$(PIP) "$(TORCH)" torchaudio -r requirements-hear.txt
 	$(PIP) --no-deps heareval==2021.1.3 hearbaseline==2021.1.1
 	$(PIP) --no-deps --ignore-requires-python hearvalidator==2021.0.6
-	$(PIP) --editable ".[train,eval,plot,label,parquet,remote,hub,onnx,dev]"
+	$(PIP) --editable ".[train,eval,plot,label,parquet,lance,ray,remote,hub,onnx,dev]"
 	touch $@
 
 demo: $(READY)

@@ -2,7 +2,7 @@
 
     python tests/attack.py                 # 800 odd files, 20 kills a format and command, 600 headers: some minutes
     python tests/attack.py --short         # the same in seconds, as the tests run it
-    python tests/attack.py --only kills --seed 7
+    python tests/attack.py --only kills --seed 7 --times 5
 
 Prints a table and exits with 1 if anything was lost. The seed decides everything but the moments of the kills.
 """
@@ -10,6 +10,7 @@ Prints a table and exits with 1 if anything was lost. The seed decides everythin
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,9 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
@@ -30,12 +34,13 @@ from safetensors.torch import load_file
 
 from hear_jepa import Embedder, cli, get_timestamp_embeddings, load_model
 from hear_jepa.errors import HearJepaError
-from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.formats import FORMATS, Embeddings, load_embeddings
+from hear_jepa.files.shards import DATASET, Shard, manifest_path
 from hear_jepa.model import checkpoint as checkpoints
 from hear_jepa.model.checkpoint import save_checkpoint
 
 TASKS = Path(__file__).parent / "tasks"
-CLOSE = 1e-5  # of embeddings of one file in batches of different files
+N_SHARES = 3
 HANG_S = 120  # a step that takes longer hangs
 
 
@@ -93,7 +98,7 @@ def odd_files(dice: random.Random, count: int, folder: Path) -> Result:
         result.count("refused by name" if file.error else "embedded")
     result.lost += [f"{path.name} is not accounted for" for path in rotten.iterdir() if path not in seen]
     for path, rows in alone.items():
-        if seen[path].error or abs(seen[path].embeddings[0] - rows).max() > CLOSE:
+        if seen[path].error or not numpy.array_equal(seen[path].embeddings[0], rows):
             result.lost.append(f"{path.name}: another embedding than alone")
     return result
 
@@ -192,17 +197,20 @@ def kills(dice: random.Random, count: int, folder: Path) -> Iterator[Result]:
             soundfile.write(place / f"{number:02d}.wav", noise, 16000)
     (sounds / "broken.wav").write_bytes(b"RIFF")
     base = ["embed", str(sounds), "--model", str(weights), "--batch-seconds", "4", "--workers", "1"]
-    names = ["o.npz", "o.parquet", "o"]
+    names = ["o.npz", "o.parquet", "o", *(["o.lance"] if find_spec("lance") else [])]
     for command in COMMANDS:
         for name in names if count > 1 else [dice.choice(names)]:
             yield kill_command(dice, count, folder / "run", name, command, base, str(more))
+    for form in FORMATS if count > 1 else ["npz"]:
+        if form != "lance" or find_spec("lance"):
+            yield kill_shares(dice, count, folder / "run", form, [*base[:2], str(more), *base[2:]])
 
 
 COMMANDS = {  # name: options of a command that is killed
     "new, scenes": ["--kind", "scene"],
     "new, timestamps, channels apart": ["--kind", "timestamps", "--channels", "separate"],
-    "--overwrite": ["--kind", "windows", "--window-s", "1", "--overwrite"],
-    "--append": ["--kind", "timestamps", "--dtype", "float16", "--append"],
+    "--overwrite, windows": ["--kind", "windows", "--window-s", "1", "--overwrite"],
+    "--append, timestamps in float16": ["--kind", "timestamps", "--dtype", "float16", "--append"],
 }
 
 
@@ -212,10 +220,10 @@ def kill_command(dice, count, folder, name, command, base, more) -> Result:
     peace, first = folder / "peace" / name, [o for o in options if o not in ("--append", "--overwrite")]
     shutil.rmtree(folder, ignore_errors=True)
     run_child([*base[:2], more, *base[2:], *options, "--out", str(peace)])
-    expected, out = load_embeddings(peace), folder / "killed" / name
+    expected, out = loaded(peace), folder / "killed" / name
     started = time.monotonic()
     run_child([*base, *first, "--out", str(out)])
-    longest_s, before = 1.1 * (time.monotonic() - started), load_embeddings(out)
+    longest_s, before = 1.1 * (time.monotonic() - started), loaded(out)
     while result.tried < count:
         shutil.rmtree(out.parent)
         if command.startswith("--"):  # there is an output already
@@ -232,12 +240,98 @@ def kill_command(dice, count, folder, name, command, base, more) -> Result:
             if code is not None and code != 0:
                 result.lost.append(f"{command}: exit code {code}")
                 break
-        result.lost += differences(load_embeddings(out), expected)
+        result.lost += differences(loaded(out), expected)
         left = [path.name for path in out.parent.iterdir() if path != out and not path.name.endswith(".part")]
         run_child([*base[:2], more, *base[2:], *first, "--append", "--out", str(out)])
         left += [path.name for path in out.parent.iterdir() if path != out]
         result.lost += [f"{name} is left behind" for name in left]
     return result
+
+
+def kill_shares(dice: random.Random, count: int, folder: Path, form: str, base: list[str]) -> Result:
+    """Every share of an output, killed at any moment until `count` kills are done."""
+    result, out = Result(f"kills: {form}, --shard, scenes"), folder / "killed" / "o"
+    shutil.rmtree(folder, ignore_errors=True)
+    started = time.monotonic()
+    run_child([*base, "--out", str(folder / "peace.npz")])
+    longest_s, expected = 0.5 * (time.monotonic() - started), loaded(folder / "peace.npz")
+    while result.tried < count:
+        shutil.rmtree(out, ignore_errors=True)
+        for share in map(Shard, range(N_SHARES), [N_SHARES] * N_SHARES):
+            command = [*base, "--out", str(out), "--format", form, "--shard", f"{share.index}/{share.count}"]
+            for attempt in itertools.count():
+                code = run_child(
+                    command, dice.uniform(0, longest_s) if attempt < 6 and result.tried < count else HANG_S
+                )
+                if code is not None:
+                    break
+                result.count("killed")
+            if code not in (0, 1) and not manifest_path(out / f"{share.stem}.{form}").exists():
+                result.lost.append(f"{share}: exit code {code}")
+        result.lost += differences(loaded(out), expected)
+        known = {DATASET, *(name for n in range(N_SHARES) for name in of_share(Shard(n, N_SHARES), form))}
+        result.lost += [f"{path.name} is left behind" for path in out.iterdir() if path.name not in known]
+    return result
+
+
+def of_share(share: Shard, form: str) -> list[str]:
+    """Names of its files."""
+    return [f"{share.stem}.{form}", manifest_path(Path(f"{share.stem}.{form}")).name]
+
+
+def kill_workers(dice: random.Random, count: int, folder: Path) -> Result:
+    """A cluster of two workers, one of them killed at any moment, `count` times: what one process gives."""
+    result = Result("kills: --engine ray, one of two workers")
+    if not find_spec("ray"):
+        return result
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    weights, sounds, out = folder / "small.safetensors", folder / "sounds", folder / "out"
+    save_checkpoint(weights, random_checkpoint())
+    sounds.mkdir()
+    for number in range(200):
+        noise = numpy.random.default_rng(number).normal(0, 0.1, 30000 + 100 * number)
+        soundfile.write(sounds / f"{number:03d}.wav", noise, 16000)
+    command = ["embed", str(sounds), "--model", str(weights), "--kind", "timestamps", "--hop-ms", "20", "--out"]
+    run_child([*command, str(folder / "peace.npz")])
+    expected = load_embeddings(folder / "peace.npz")
+    ray.init(address="local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
+    while result.tried < count:
+        shutil.rmtree(out, ignore_errors=True)
+        killed: list[int] = []
+        killer = threading.Thread(target=kill_one, args=(out, dice.randrange(1, 60), killed))
+        killer.start()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            code = cli.main([*command, str(out), "--engine", "ray"])
+        killer.join()
+        result.count("killed" if killed else "finished before the kill")
+        if code != 0:
+            result.lost.append(f"exit code {code}")
+        result.lost += differences(load_embeddings(out), expected)
+    ray.shutdown()
+    return result
+
+
+def kill_one(out: Path, n_files: int, killed: list[int]) -> None:
+    """Kill the first process that has embedded so many files of a share."""
+    end = time.monotonic() + HANG_S
+    while time.monotonic() < end and not list(out.glob("_part*")):
+        for journal in out.glob("*.parts/journal.jsonl"):
+            with suppress(OSError):
+                if journal.read_bytes().count(b"\n") >= n_files:
+                    for link in Path("/proc").glob("[0-9]*/fd/*"):
+                        with suppress(OSError):
+                            if os.readlink(link) == str(journal) and int(link.parts[2]) != os.getpid():
+                                os.kill(int(link.parts[2]), signal.SIGKILL)
+                                return killed.append(n_files)
+        time.sleep(0.005)
+
+
+def loaded(path: Path) -> Embeddings:
+    """`load_embeddings` in a fork: Lance starts threads, and a process that has threads should not fork."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(load_embeddings, (path,))
 
 
 def run_child(arguments: list[str], seconds: float = HANG_S) -> int | None:
@@ -266,7 +360,7 @@ def run_child(arguments: list[str], seconds: float = HANG_S) -> int | None:
 def readable(out: Path, *outputs) -> bool:
     """Whether the output is one of these."""
     try:
-        found = load_embeddings(out)
+        found = loaded(out)
     except HearJepaError:
         return not out.exists() and Path(f"{out}.parts").exists()  # a folder, between the two: all of it in the parts
     return any(found.paths == output.paths for output in outputs)
@@ -280,9 +374,7 @@ def differences(found, expected) -> list[str]:
     wrong = []
     for path, rows in zip(expected.paths, expected.embeddings, strict=True):
         other = found.embeddings[place[path]]
-        if other.shape != rows.shape or abs(other.astype("f8") - rows.astype("f8")).max() > (
-            CLOSE if rows.dtype == "f4" else 5e-3
-        ):
+        if not numpy.array_equal(other, rows):
             wrong.append(f"{path} differs")
     return wrong
 
@@ -431,6 +523,7 @@ ATTACKS: dict[str, tuple[Callable, int, int]] = {  # name: function, count, coun
     "kills": (kills, 20, 1),
     "outputs": (hostile_outputs, 240, 12),
     "headers": (hostile_headers, 600, 60),
+    "ray": (kill_workers, 20, 0),  # the last: no fork follows it
 }
 
 
@@ -439,14 +532,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", choices=ATTACKS)
+    parser.add_argument("--times", type=int, help="in place of the usual numbers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # forks of this process compute
     results: list[Result] = []
     for name, (attack, count, short_count) in ATTACKS.items():
         if options.only in (None, name):
+            number = short_count if options.short else options.times or count
+            if not number:
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                found = attack(random.Random(options.seed), short_count if options.short else count, Path(folder))
+                found = attack(random.Random(options.seed), number, Path(folder))
                 results += [found] if isinstance(found, Result) else found
     print("| what was tried | times | what became of it | lost |\n|---|---|---|---|")
     for result in results:

@@ -275,7 +275,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(tmp_path, corpus,
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for source, out, message in [
         (corpus, tmp_path / "out.parquet", "pip install pyarrow"),
-        (corpus, tmp_path / "out.mp4", ".npz or .parquet"),
+        (corpus, tmp_path / "out.mp4", ".npz, .parquet or .lance"),
         (corpus, tmp_path / "there.npz", "exists"),
         (corpus / "nofolder", tmp_path / "out.npz", "there is no file or folder"),
         (tmp_path / "*.wav", tmp_path / "out.npz", "there is no file or folder"),

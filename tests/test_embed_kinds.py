@@ -10,7 +10,9 @@
 
 import csv
 import json
+import shutil
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
@@ -26,6 +28,7 @@ from hear_jepa.files.formats import load_embeddings
 from hear_jepa.model.pooling import Pool
 
 NAMES = ("out.npz", "out.parquet", "out")
+LANCE = pytest.param("out.lance", marks=pytest.mark.skipif(not find_spec("lance"), reason="needs pylance"))
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +82,15 @@ def test_windows_that_cannot_be_are_refused(sounds, model, weights, tmp_path, ca
     assert embed(sounds, tmp_path / "o.npz", weights, "--window-s", "5") == 2
 
 
+@pytest.mark.parametrize("name", [*NAMES[1:], LANCE])
 @pytest.mark.parametrize("kind", ["scene", "timestamps", "windows"])
-def test_every_format_holds_the_same(sounds, weights, tmp_path, kind):
+def test_every_format_holds_the_same(sounds, weights, tmp_path, kind, name):
     options = ["--kind", kind, *(["--window-s", "1.5", "--hop-s", "1"] if kind == "windows" else [])]
     found = []
-    for name in NAMES:
+    for out in (NAMES[0], name):
         for dtype in ("float32", "float16"):
-            out = tmp_path / dtype / name
-            assert embed(sounds, out, weights, *options, "--dtype", dtype) == 0
-            found.append(load_embeddings(out))
+            assert embed(sounds, tmp_path / dtype / out, weights, *options, "--dtype", dtype) == 0
+            found.append(load_embeddings(tmp_path / dtype / out))
     first = found[0]
     for number, one in enumerate(found):
         assert one.paths == first.paths and len(one.embeddings) == len(first.embeddings) == 4
@@ -102,6 +105,25 @@ def test_every_format_holds_the_same(sounds, weights, tmp_path, kind):
         numpy.testing.assert_allclose(first.spans_s[:, 1], [0.03, 1, 4.3, 12.04])
     if kind == "windows":
         assert first.spans_s[2].tolist() == [[0, 1.5], [1, 2.5], [2, 3.5], [3, 4.3]]
+
+
+def test_a_lance_data_set_is_added_to_replaced_and_left_alone(sounds, weights, tmp_path, monkeypatch, capsys):
+    lance = pytest.importorskip("lance", reason="needs pylance")
+    first, out = tmp_path / "first", tmp_path / "out.lance"
+    first.mkdir()
+    shutil.copy(sounds / "1.flac", first)
+    (first / "broken.wav").write_bytes(b"RIFF")
+    assert embed(first, out, weights, "--kind", "timestamps") == 1
+    embedded = spy(monkeypatch)
+    assert embed(sounds, out, weights, "--kind", "timestamps", "--append") == 1
+    assert [sound.path.name for sound in embedded] == ["0.flac", "1.flac", "2.flac", "3.flac"]
+    assert embed(first, out, weights, "--kind", "timestamps", "--append") == 1
+    assert [sound.path.name for sound in embedded[4:]] == ["broken.wav"]
+    found = load_embeddings(out)
+    assert len(found.paths) == 5 and list(found.failed) == [str(first / "broken.wav")]
+    assert lance.dataset(out).count_rows() == sum(map(len, found.embeddings)) + 1
+    lance.dataset(out).delete("channel = 9")  # a version of the user's
+    assert embed(first, out, weights, "--overwrite") == 2 and "nothing else" in capsys.readouterr().err
 
 
 def test_a_format_may_be_named(sounds, weights, tmp_path, capsys):

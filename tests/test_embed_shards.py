@@ -1,96 +1,131 @@
 """One output, written by many machines.
 
-* Every sound is in one share, whatever the machine calls the folder; the parts together hold what one run gives.
+* Every sound is in one share, whatever the machine calls the folder; the parts together hold what one run gives,
+  to the bit.
+* What shares a batch with a sound changes no bit of its embeddings.
 * Shares that were killed are missing until they are run again; `--status` names them as SLURM's --array takes them.
 * pyarrow reads the parts as one table, columns of a table of inputs too.
 * A part of another command is refused, and so is a folder that holds anything else.
 """
 
-import signal
+import json
 import subprocess
 import sys
 
 import numpy
 import pytest
 import soundfile
+import torch
 
+from hear_jepa import Embedder
 from hear_jepa.cli import main
 from hear_jepa.errors import OptionError
 from hear_jepa.files.find import find_sources
 from hear_jepa.files.formats import load_embeddings
-from hear_jepa.files.shards import Shard, array_expression, parse_shard
+from hear_jepa.files.shards import Shard, array_expression, parse_shard, share_of
 
-N_SHARDS = 8
-KILLED = """
-import os, signal, sys
+N_SHARDS, N_SOUNDS = 64, 100
+KILLED = {  # share: the moment of its kill
+    3: "embedding",
+    17: "embedding",
+    18: "manifest",
+    40: "embedding",
+    63: "manifest",
+}
+KILL = """
+import json, os, signal, sys
 from hear_jepa import cli
+from hear_jepa.commands import embed as command
 from hear_jepa.files import store
-where = sys.argv[1]
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-if where == "embedding":
-    store.EmbeddingStore.end = die
-else:
-    import hear_jepa.commands.embed as command
-    command.write_manifest = die
-sys.exit(cli.main(sys.argv[2:]))
+for share, where in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if child == 0:
+        if where == "embedding":
+            store.EmbeddingStore.end = die
+        else:
+            command.write_manifest = die
+        os._exit(cli.main([*sys.argv[2:], share]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, share
 """
 
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory, minute):
     folder = tmp_path_factory.mktemp("sounds")
-    for number in range(16):
-        soundfile.write(folder / f"{number:02d}.wav", minute[9000 * number :][: 4000 + 700 * number].numpy(), 16000)
+    for number in range(N_SOUNDS):
+        sound = minute[3000 * number :][: 900 * (1 + number % 17) ** 2 // 4]
+        soundfile.write(folder / f"{number:03d}.wav", sound.numpy() + 0.001, 16000)  # none is silent
     (folder / "broken.wav").write_bytes(b"RIFF")
     return folder
 
 
-def test_the_parts_are_what_one_run_gives(tmp_path, sounds, weights, capsys, monkeypatch):
+def test_sixty_four_shares_some_killed_are_one_run_to_the_bit(tmp_path, sounds, weights, capsys, monkeypatch):
     parquet = pytest.importorskip("pyarrow.dataset")
     table = tmp_path / "table.csv"
     monkeypatch.chdir(sounds)  # shares go by the path as it is named: here the same on every machine
     lines = [f"{path.name},{number % 3},{number}" for number, path in enumerate(sorted(sounds.iterdir()))]
-    table.write_text("\n".join(["path,label,id", *lines, "03.wav,excerpt,99"]) + "\n")
+    table.write_text("\n".join(["path,label,id", *lines]) + "\n")
     out = tmp_path / "out"
-    command = ["embed", str(table), "--model", weights, "--kind", "timestamps"]
+    command = ["embed", str(table), "--model", weights, "--kind", "windows", "--window-s", "0.5", "--workers", "1"]
     assert main([*command, "--out", str(tmp_path / "one.npz")]) == 1
     one = load_embeddings(tmp_path / "one.npz")
 
+    full = {share_of(sound, N_SHARDS).index for sound in find_sources([table]).sounds}
+    assert len(full) < N_SHARDS  # some shares are empty
+    killed = {str(n): where if n in full else "manifest" for n, where in KILLED.items()}
     sharded = [*command, "--out", str(out), "--shard"]
-    for index in (1, 3, 4, 5, 7):
-        assert main([*sharded, f"{index}/{N_SHARDS}"]) in (0, 1)
-    for where, index in [("embedding", 0), ("manifest", 6)]:
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, where, *sharded, f"{index}/{N_SHARDS}"], check=False, capture_output=True
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    places = [f"{n}/{N_SHARDS}" for n in range(N_SHARDS)]
+    for place in places:
+        if place.split("/")[0] not in killed:
+            assert main([*sharded, place]) in (0, 1)
+    script = [sys.executable, "-c", KILL, json.dumps({f"{n}/{N_SHARDS}": where for n, where in killed.items()})]
+    died = subprocess.run([*script, *sharded], check=False, capture_output=True)
+    assert died.returncode == 0, died.stderr.decode()
     capsys.readouterr()
     assert main(["embed", "--status", str(out)]) == 1
-    assert capsys.readouterr().out == "5 of 8 parts are finished\nmissing: --array=0,2,6\n"
-    for index in (0, 2, 6):
-        assert main([*sharded, f"{index}/{N_SHARDS}", *(["--append"] if index == 6 else [])]) in (0, 1)
+    assert capsys.readouterr().out == "59 of 64 parts are finished\nmissing: --array=3,17-18,40,63\n"
+    for index in KILLED:
+        assert main([*sharded, places[index]]) in (0, 1)
     capsys.readouterr()
-    assert main(["embed", "--status", str(out)]) == 0 and "8 of 8" in capsys.readouterr().out
+    assert main(["embed", "--status", str(out)]) == 0 and "64 of 64" in capsys.readouterr().out
 
     found = load_embeddings(out)
     order = [found.columns["id"].index(name) for name in one.columns["id"]]
-    assert sorted(order) == list(range(len(one.paths))) and found.failed == one.failed
+    assert sorted(order) == list(range(len(found.paths))) and found.failed == one.failed
+    assert len(one.paths) == N_SOUNDS and list(found.failed) == ["broken.wav"]
     assert [found.columns["label"][n] for n in order] == one.columns["label"]
     for number, place in enumerate(order):
-        numpy.testing.assert_allclose(found.embeddings[place], one.embeddings[number], atol=1e-5)
-        numpy.testing.assert_array_equal(found.timestamps_ms[place], one.timestamps_ms[number])
+        numpy.testing.assert_array_equal(found.embeddings[place], one.embeddings[number])
+        numpy.testing.assert_array_equal(found.spans_s[place], one.spans_s[number])
     rows = parquet.dataset(out, format="parquet").to_table()
     assert len(rows) == sum(map(len, one.embeddings)) + 1 and {"label", "id"} <= set(rows.column_names)
+
+
+@pytest.mark.parametrize(
+    "kind, options", [("scene", {}), ("timestamps", {}), ("windows", {"window_s": 1, "hop_s": 0.4})]
+)
+def test_a_sound_embeds_to_the_bit_alike_whatever_shares_its_batches(sounds, checkpoint, kind, options):
+    paths, threads = sorted(sounds.glob("0*.wav"))[40:75:2], torch.get_num_threads()
+    model = Embedder(checkpoint, scene_hop_ms=40, pooling="mean+std")
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            alone = {path: next(iter(model.embed_files(path, kind, **options))).embeddings[0] for path in paths}
+            for file in model.embed_files(paths, kind, batch_s=4, **options):
+                numpy.testing.assert_array_equal(file.embeddings[0], alone[file.path])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_every_sound_is_in_one_share_wherever_the_folder_is(sounds, monkeypatch):
     named = find_sources([sounds]).sounds
     monkeypatch.chdir(sounds)
-    shares = [[sound for sound in find_sources(["."]).sounds if Shard(n, 5).takes(sound)] for n in range(5)]
+    shares = [[sound for sound in find_sources(["."]).sounds if share_of(sound, 5) == Shard(n, 5)] for n in range(5)]
     assert sorted(sound.name for share in shares for sound in share) == sorted(sound.name for sound in named)
     for number, share in enumerate(shares):
-        assert [sound.name for sound in named if Shard(number, 5).takes(sound)] == [sound.name for sound in share]
+        assert [sound.name for sound in named if share_of(sound, 5).index == number] == [sound.name for sound in share]
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, sounds, weights, capsys):

@@ -23,13 +23,15 @@ ROOMS = {
     ("eval",): "evaluation/",
     ("plot", "label", "umap"): "explore/",
     ("plot",): "figures.py",
-    ("parquet",): "files/formats.py",
+    ("parquet", "lance"): "files/tables.py",
     ("remote",): "files/sounds.py",
     ("hub",): "hub.py",
+    ("ray",): "files/ray.py",
     ("onnx",): "commands/export.py",
 }
-GATES = {"hub.py", "files/formats.py", "files/sounds.py"}  # asked for by name (hf:…, .parquet, https:…) in any room
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "umap": "umap-learn", "nnAudio": "nnaudio"}
+# Asked for by name (hf:…, .parquet, https:…, ray) in any room.
+GATES = {"hub.py", "files/tables.py", "files/sounds.py", "files/ray.py"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "umap": "umap-learn", "nnAudio": "nnaudio", "lance": "pylance"}
 THROUGH_OTHERS = {"tensorboard", "onnx"}  # torch.utils.tensorboard and torch.onnx import them
 BENCHES = {"mteb", "xares", "perch_hoplite", "ml_collections"}  # for whose adapters the tests look, and skip
 OF_OTHERS = {"pytorch_lightning", "heareval", "tensorflow"}  # of hear-eval-kit, which has a list of its own

@@ -4,27 +4,37 @@ hear-jepa embed recordings/ --out embeddings.npz
 hear-jepa embed 'field/**/*.flac' more.txt --out timestamps.parquet --kind timestamps --hop-ms 80
 hear-jepa embed labels.csv --out windows.parquet --kind windows --window-s 5 --dtype float16
 hear-jepa embed archive/ --out archive_embeddings --shard 3/64; hear-jepa embed --status archive_embeddings
+hear-jepa embed archive/ --out archive_embeddings --engine ray --address auto
 """
 
 import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hear_jepa.api import load_model
 from hear_jepa.device import DEVICES, choose_device
 from hear_jepa.errors import OptionError, printable
 from hear_jepa.files.embed import BATCH_S, CHANNELS, FILE_KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
 from hear_jepa.files.find import check_out, find_sources
-from hear_jepa.files.formats import FORMATS, FileRecord, as_text, named_output
+from hear_jepa.files.formats import FORMATS, named_output
+from hear_jepa.files.records import FileRecord, as_text
 from hear_jepa.files.shards import (
+    DATASET,
+    Shard,
     array_expression,
     check_folder,
     columns_of,
     join,
+    manifest_path,
     missing,
     parse_shard,
+    share_of,
     write_manifest,
 )
 from hear_jepa.files.sounds import Sound
@@ -33,6 +43,7 @@ from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
 from hear_jepa.progress import progress_bar
 
+ENGINES = ("here", "ray")
 REASONS_SHOWN = 20  # in the summary; the output has all that failed
 
 
@@ -68,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncated", choices=TRUNCATED, default="warn", help="files shorter than their header says")
     parser.add_argument("--headerless", action="store_true", help="take .g722, .gsm … from folders and patterns too")
     parser.add_argument("--shard", metavar="I/N", help="embed share I, from 0, of N into a part of --out; auto: SLURM")
+    parser.add_argument("--engine", choices=ENGINES, default="here", help="this process, or a Ray cluster")
+    parser.add_argument("--address", help="of the Ray cluster, such as auto (default: one of this machine)")
     parser.add_argument("--status", metavar="OUT", help="only say which shares of an output are missing")
     parser.add_argument("--append", action="store_true", help="add the files that --out does not hold yet to it")
     parser.add_argument("--overwrite", action="store_true", help="replace --out, and drop what an interrupted run left")
@@ -80,19 +93,85 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.paths or not arguments.out:
         raise OptionError("give what to embed, and --out for the embeddings")
     shard = parse_shard(arguments.shard) if arguments.shard else None
-    form = arguments.format or "parquet" if shard else arguments.format
-    out = Path(arguments.out) if shard else Path(named_output(arguments.out, form))
+    if shard and arguments.engine == "ray":
+        raise OptionError("--engine ray embeds all shares: give it without --shard")
     if (arguments.kind == "windows") != (arguments.window_s is not None):
         raise OptionError("--kind windows needs --window-s, and --window-s needs --kind windows")
+    in_parts = shard is not None or arguments.engine == "ray"
+    if in_parts:
+        arguments.format = arguments.format or "parquet"
+    out = Path(arguments.out if in_parts else named_output(arguments.out, arguments.format))
     found = find_sources(arguments.paths, arguments.headerless)
     check_out(out, found.roots)
-    columns = []
-    if shard:
+    if not in_parts:
+        result = _embed_into(out, arguments, found.sounds)
+    else:
         check_folder(out)
         columns = columns_of(found.sounds)
-        found.sounds = [sound for sound in found.sounds if shard.takes(sound)]
-    target = out / f"{shard.stem}.{form}" if shard else out
-    with EmbeddingStore(target, arguments.paths, arguments.append, arguments.overwrite) as store:
+        if shard:
+            sounds = [sound for sound in found.sounds if share_of(sound, shard.count) == shard]
+            result = _embed_share(arguments, columns, shard, sounds)
+        else:
+            result = _embed_on_ray(arguments, columns, found.sounds)
+    _summarise(str(result.out), result.records, result.n_there if arguments.append else 0, found.left_out)
+    return 1 if any(record.error is not None for record in result.records) else 0
+
+
+@dataclass
+class Result:
+    """What an output holds now, and how many of its files were there already."""
+
+    out: Path
+    records: list[FileRecord]
+    n_there: int
+
+
+def _embed_share(arguments: argparse.Namespace, columns: list[str], shard: Shard, sounds: list[Sound]) -> Result:
+    """Embed one share into its part; columns: that all parts have."""
+    folder = Path(arguments.out)
+    part = folder / f"{shard.stem}.{arguments.format}"
+    if part.exists() and not manifest_path(part).exists():  # killed between the two
+        arguments = argparse.Namespace(**{**vars(arguments), "append": not arguments.overwrite})
+
+    def declare(settings: dict[str, Any]) -> None:
+        settings["columns"] = columns
+        join(folder, shard, arguments.format, arguments.paths, settings)
+
+    result = _embed_into(part, arguments, sounds, declare)
+    write_manifest(part, result.records)
+    return result
+
+
+def _embed_on_ray(arguments: argparse.Namespace, columns: list[str], sounds: list[Sound]) -> Result:
+    """Embed the shares that are not finished (all of them with --append) as tasks of a cluster."""
+    from hear_jepa.files.ray import run_tasks, shares_of
+
+    out = Path(arguments.out)
+    shares, result = shares_of(out, sounds), Result(out, [], 0)
+    if (out / DATASET).exists() and not (arguments.append or arguments.overwrite):
+        unfinished = missing(out)[0]
+        shares = {shard: share for shard, share in shares.items() if shard.index in unfinished}
+        if not shares:
+            raise OptionError(f"{out} is finished: add new files to it with --append, or replace it with --overwrite")
+    n_gpus = 1 if arguments.device.startswith("cuda") else 0
+    task = partial(_embed_share, arguments, columns)
+    n_sounds = sum(map(len, shares.values()))
+    with progress_bar(desc="embed", total=len(sounds), initial=len(sounds) - n_sounds, unit="file") as bar:
+        for shard, share in run_tasks(task, shares, arguments.address, n_gpus):
+            result.records += share.records
+            result.n_there += share.n_there
+            bar.update(len(shares[shard]))
+    return result
+
+
+def _embed_into(
+    out: Path,
+    arguments: argparse.Namespace,
+    sounds: list[Sound],
+    declare: Callable[[dict[str, Any]], None] = lambda settings: None,
+) -> Result:
+    """Embed sounds into one output; declare: is given the settings before anything is embedded."""
+    with EmbeddingStore(out, arguments.paths, arguments.append, arguments.overwrite) as store:
         model = load_model(
             arguments.model,
             hop_ms=arguments.hop_ms,
@@ -101,22 +180,16 @@ def run(arguments: argparse.Namespace) -> int:
             scene_hop_ms=arguments.scene_hop_ms,
         )
         settings = settings_of(model.to(choose_device(arguments.device)), arguments)
-        if shard:
-            settings["columns"] = columns
-            join(out, shard, form, arguments.paths, settings)
+        declare(settings)
         store.start(settings)
-        done = {sound for sound in found.sounds if store.is_done(sound)}
+        done = {sound for sound in sounds if store.is_done(sound)}
         try:
-            _embed(model, store, found.sounds, done, arguments)
-            records = store.finish(found.sounds)
-            if shard:
-                write_manifest(target, records)
+            _embed(model, store, sounds, done, arguments)
+            return Result(out, store.finish(sounds), len(done))
         except KeyboardInterrupt:
-            n_done, n_all = sum(map(store.is_done, found.sounds)), len(found.sounds)
+            n_done, n_all = sum(map(store.is_done, sounds)), len(sounds)
             print(f"stopped; the same command resumes after {n_done} of {n_all} files", file=sys.stderr)
             raise
-    _summarise(str(target), records, len(done) if arguments.append else 0, found.left_out)
-    return 1 if any(record.error is not None for record in records) else 0
 
 
 def _embed(

@@ -12,8 +12,9 @@ from typing import Any
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.folders import HEADERLESS, walk_audio
-from hear_jepa.files.formats import RESERVED_COLUMNS, pyarrow_or_advice
+from hear_jepa.files.records import RESERVED_COLUMNS
 from hear_jepa.files.sounds import Sound, is_archive, is_url, members, remote_sounds, sound_at
+from hear_jepa.files.tables import pyarrow_or_advice
 
 LIST_SUFFIX = ".txt"
 TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")

@@ -18,7 +18,7 @@ from typing import Any
 
 from hear_jepa.disk import atomic_path, file_sha256, locked
 from hear_jepa.errors import OptionError
-from hear_jepa.files.formats import EXCERPT, FileRecord, as_text
+from hear_jepa.files.records import EXCERPT, FileRecord, as_text
 from hear_jepa.files.sounds import Sound
 
 DATASET = "_dataset.json"
@@ -33,15 +33,16 @@ class Shard:
     index: int
     count: int
 
-    def takes(self, sound: Sound) -> bool:
-        """Whether it is this share's: by a hash of the path below the folder that was named, and of the excerpt."""
-        key = as_text(sound.name or os.fspath(sound.path)) + (repr(sound.excerpt) if sound.excerpt else "")
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % self.count == self.index
-
     @property
     def stem(self) -> str:
         """Of the names of its files."""
         return f"part-{self.index:05d}-of-{self.count:05d}"
+
+
+def share_of(sound: Sound, count: int) -> Shard:
+    """The share that a sound is in: by a hash of the path below the folder that was named, and of the excerpt."""
+    key = as_text(sound.name or os.fspath(sound.path)) + (repr(sound.excerpt) if sound.excerpt else "")
+    return Shard(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % count, count)
 
 
 def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:

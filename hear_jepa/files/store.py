@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,8 @@ import numpy
 from hear_jepa.disk import atomic_path, locked, remove_abandoned, temporary_folder
 from hear_jepa.errors import LockError, OptionError
 from hear_jepa.files.embed import FileEnd, Piece
-from hear_jepa.files.formats import (
-    FileRecord,
-    RowFile,
-    as_text,
-    format_of,
-    is_output,
-    open_output,
-    write_output,
-)
+from hear_jepa.files.formats import certain_output, format_of, write_output
+from hear_jepa.files.records import FileRecord, RowFile, Stored, as_text
 from hear_jepa.files.sounds import Sound, is_url
 
 SPOOL_BYTES = 2**22  # of an unfinished file's embeddings that stay in memory; more go to a temporary file
@@ -62,7 +55,10 @@ class EmbeddingStore:
         self._open: dict[Sound, dict[int, Any]] = defaultdict(dict)  # -> channel -> spooled rows
         self._overflown: set[Sound] = set()  # whose rows the type of the output cannot hold
         self._records: dict[Key, FileRecord] = {}
+        self._base: Stored | None = None  # a file that is added to; its rows stay where they are until the end
+        self._base_records: list[FileRecord] = []
         self._added_to: list[Key] = []  # what the output held before, in order
+        self._n_new = 0  # records that it did not hold
         self._files = ExitStack()
         self._files.enter_context(self._locked())
         try:
@@ -87,9 +83,14 @@ class EmbeddingStore:
         if self._overwrite:
             self._remove_parts()
         if self.parts.exists():
-            self._check_command_line()
+            adds = self._check_command_line()
         else:
+            adds = self._append
             self._new_parts()
+        if adds and self._before is not None and not self.out.is_dir():
+            self._check_settings(self._before.settings, self.out)
+            self._base = self._before
+        self._before = None
         self._rows = RowFile(self.parts / ROWS, settings["embedding_size"], settings.get("dtype", "float32"))
         self._journal = self._files.enter_context((self.parts / JOURNAL).open("ab+"))
         self._data = self._files.enter_context((self.parts / ROWS).open("ab+"))
@@ -143,20 +144,25 @@ class EmbeddingStore:
             columns=dict(sound.columns),
             warning=event.warning,
         )
-        self._journal.write(_line(asdict(record)))
+        self._journal.write(_line(vars(record)))
         self._journal.flush()
+        self._n_new += 1
         self._records[key_of(record.path, record.excerpt)] = record
         return record
 
     def finish(self, order: Iterable[Sound]) -> list[FileRecord]:
         """Write the output, its sounds in the order given, after those that it held before; remove the parts."""
         self._data.flush()
+        if self._append and self._there() and not self._n_new:
+            self._remove_parts()
+            return self.records
         wanted = dict.fromkeys(key_of(sound.path, sound.excerpt) for sound in order)
         others = [key for key in self._records if key not in wanted] if self._append else []
         keys = dict.fromkeys([*self._added_to, *others, *wanted])
         records = [self._records[key] for key in keys if key in self._records]
-        self._check_replaceable()
-        write_output(self.out, records, self._rows, self.settings)
+        if self._stamp_of_output() != self._stamp:  # someone else's by now?
+            self._certain_output()
+        write_output(self.out, self._with_rows_of_base(records), self._rows, self.settings)
         self._remove_parts()
         return records
 
@@ -180,19 +186,29 @@ class EmbeddingStore:
     def _check_output(self) -> None:
         if self.parts.exists() and not _holds_parts(self.parts):
             raise OptionError(f"{self.parts} is not what `hear-jepa embed` leaves: choose another --out")
-        self._check_replaceable()
+        self._stamp, self._before = self._stamp_of_output(), self._certain_output()
         if self._there() and not (self._append or self._overwrite or self.parts.exists()):
             raise OptionError(
                 f"{self.out} exists already: choose another --out, add new files to it with --append, or replace it "
                 "with --overwrite"
             )
 
-    def _check_replaceable(self) -> None:
-        if self._there() and not is_output(self.out):
+    def _certain_output(self) -> Stored | None:
+        """What the output holds, None where nothing is there. Raises OptionError for what is not certainly ours."""
+        if not self._there():
+            return None
+        if (stored := certain_output(self.out)) is None:
             raise OptionError(
                 f"{self.out} exists, and is not certainly an earlier output of `hear-jepa embed` with nothing else in "
                 "it: it is left as it is; choose another --out"
             )
+        return stored
+
+    def _stamp_of_output(self) -> list[tuple[int, int, int]]:
+        """Changes when something is put in the place of the output, or into it."""
+        found = [self.out, *sorted(self.out.iterdir())] if self.out.is_dir() else [self.out]
+        status = [os.stat(path) for path in found if path.exists()]
+        return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in status]
 
     def _there(self) -> bool:
         """Whether there is something at `out` that could be lost."""
@@ -208,17 +224,20 @@ class EmbeddingStore:
             folder.mkdir()
             (folder / SETTINGS).write_text(json.dumps(self._command_line()))
             with open(folder / ROWS, "wb") as data, open(folder / JOURNAL, "wb") as journal:
-                if self._append and self._there():
-                    stored = open_output(self.out)
-                    self._check_settings(stored.settings, self.out)
-                    for chunk in stored.chunks():
+                # A folder is gone for a moment while it is replaced: until then the parts hold all of it.
+                if self._append and self._before is not None and self.out.is_dir():
+                    self._check_settings(self._before.settings, self.out)
+                    for chunk in self._before.chunks():
                         data.write(numpy.ascontiguousarray(chunk).data)
-                    for record in stored.records:
+                    for record in self._before.records:
                         size = record.size if record.error is None else TRY_AGAIN
-                        journal.write(_line({**asdict(record), "size": size, "before": True}))
+                        journal.write(_line({**vars(record), "size": size, "before": True}))
 
-    def _check_command_line(self) -> None:
-        """Refuse the parts of another command line. With `append`, further inputs may join them."""
+    def _check_command_line(self) -> bool:
+        """Refuse the parts of another command line. With `append`, further inputs may join them.
+
+        Returns whether the parts are to be added to the output.
+        """
         found = {}
         with suppress(OSError, json.JSONDecodeError):
             found = json.loads((self.parts / SETTINGS).read_text())
@@ -233,6 +252,7 @@ class EmbeddingStore:
                 f"{self.parts} holds an unfinished run of other inputs ({', '.join(found['inputs'][:3])} …): finish it "
                 "with the same command, add these inputs to it with --append, or drop it with --overwrite"
             )
+        return found["append"]
 
     def _check_settings(self, found: dict[str, Any], where: Path) -> None:
         wanted = self.settings
@@ -245,6 +265,12 @@ class EmbeddingStore:
 
     def _resume(self) -> None:
         """Read the journal up to the first line that is not whole, or whose rows are not there; cut off the rest."""
+        for record in self._base.records if self._base else []:
+            record = record if record.error is None else replace(record, size=TRY_AGAIN)
+            key = key_of(record.path, record.excerpt)
+            self._records[key] = record
+            self._base_records.append(record)
+            self._added_to.append(key)
         journal_end, data_end = 0, 0
         available = self._data.seek(0, os.SEEK_END)
         self._journal.seek(0)
@@ -260,6 +286,7 @@ class EmbeddingStore:
                 break
             key = key_of(record.path, record.excerpt)
             self._records[key] = record
+            self._n_new += not before
             if before:
                 self._added_to.append(key)
             journal_end += len(line)
@@ -270,6 +297,21 @@ class EmbeddingStore:
         self._data.seek(0, os.SEEK_END)
         for left in self.parts.glob("tmp*"):  # spooled by the run that was killed, where the system names them
             left.unlink()
+
+    def _with_rows_of_base(self, records: list[FileRecord]) -> list[FileRecord]:
+        """Copy the rows of the file that is added to behind the new ones; the records, with the places of all."""
+        if self._base is None:
+            return records
+        start = self._data.seek(0, os.SEEK_END) // self._rows.row_bytes
+        for chunk in self._base.chunks():
+            self._data.write(numpy.ascontiguousarray(chunk).data)
+        self._data.flush()
+        old = {id(record) for record in self._base_records}
+
+        def moved(record: FileRecord) -> FileRecord:
+            return replace(record, rows=[(start + first, count) for first, count in record.rows])
+
+        return [moved(record) if id(record) in old else record for record in records]
 
     def _remove_parts(self) -> None:
         """All at once: a kill meanwhile leaves none that could be taken for a run's."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hear_jepa.errors import AudioError, OptionError
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16")
 SPECTROGRAM_CHUNK = 3000  # frames (30 s) of log-mel computed at once: bounds the memory of a long recording
 WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
+FEWEST_COLUMNS = (
+    8  # encoded at once: products of fewer rows may be summed in another order, which shows in the last bit
+)
 DEFAULT_HOP_MS = 40  # HEAR suggests at most 50
 
 Key = TypeVar("Key", bound=Hashable)
@@ -241,7 +245,10 @@ class WindowBatcher(Generic[Key]):
 
     def _encode(self, length: int) -> Iterator[tuple[Key, Window, Tensor]]:
         batch = self._waiting.pop(length)
-        columns = self._embedder.encode_windows(torch.stack([spectrogram for *_, spectrogram in batch]))
+        windows = torch.stack([spectrogram for *_, spectrogram in batch])
+        if len(batch) * length < FEWEST_COLUMNS:
+            windows = F.pad(windows, (0, 0, 0, 0, 0, -(-FEWEST_COLUMNS // length) - len(batch)))
+        columns = self._embedder.encode_windows(windows)[: len(batch)]
         for (key, window, _), embedded in zip(batch, columns, strict=True):
             yield key, window, embedded[window.first_new :]
 
