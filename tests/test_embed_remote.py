@@ -241,11 +241,20 @@ def test_a_server_that_breaks_off_loses_nothing(weights, tmp_path, web, expected
     stored = load_embeddings(out)
     assert stored.paths == [f"{web.address}/2.flac"]
     assert list(stored.failed) == [f"{web.address}/1.flac", *(f"{archive}/deep/{number}.flac" for number in range(4))]
-    web.broken = set()
+    web.broken, web.parts = set(), False  # no longer
+    assert embed(tmp_path / "list.txt", out, weights, "--append") == 1
+    stored = load_embeddings(out)
+    assert set(stored.paths) == {f"{web.address}/1.flac", f"{web.address}/2.flac"} and len(stored.failed) == 4
+    assert all("came in place of" in reason for reason in stored.failed.values())
+    web.parts = True
     monkeypatch.undo()
     embedded = spy(monkeypatch)
     assert embed(tmp_path / "list.txt", out, weights, "--append") == 0
-    assert len(embedded) == 5 and len(load_embeddings(out).paths) == 6
+    assert len(embedded) == 4
+    stored = load_embeddings(out)
+    assert not stored.failed and len(stored.paths) == 6
+    numbers = [int(path[-6]) for path in stored.paths]
+    numpy.testing.assert_allclose(stored.embeddings, expected[numbers], atol=1e-5)
 
 
 def test_what_cannot_be_had_is_said(weights, tmp_path, web, monkeypatch, capsys):
