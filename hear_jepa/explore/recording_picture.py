@@ -48,8 +48,8 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
     sound, colours, alike = figure.subplots(3, 1, height_ratios=(1, 1, 2.4))
     bands = (-0.5, log_mel.shape[0] - 0.5)
     half_frame = grid.frame_ms / 2000
-    extent = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] * grid.frame_ms / 1000, *bands)
-    image = sound.imshow(log_mel.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma")
+    frames = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] * grid.frame_ms / 1000, *bands)
+    image = sound.imshow(log_mel.numpy(), origin="lower", aspect="auto", extent=frames, cmap="magma")
     figure.colorbar(image, ax=sound, label="log-mel, standardised", pad=0.01)
     sound.set_title(f"{title}: log-mel")
     left = start_s + (first_ms - grid.column_ms / 2) / 1000
@@ -58,17 +58,10 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
         patch_colours(patches).numpy(), origin="lower", aspect="auto", extent=extent, interpolation="nearest"
     )
     # The louder, the brighter: the colours alone would hide where the sound is.
-    grey = (start_s - half_frame, start_s - half_frame + log_mel.shape[1] * grid.frame_ms / 1000, *bands)
     low, high = log_mel.flatten().quantile(0.05), log_mel.flatten().quantile(0.995)
     darkness = 0.75 * (1 - ((log_mel - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))
-    colours.imshow(
-        torch.zeros_like(log_mel).numpy(),
-        origin="lower",
-        aspect="auto",
-        extent=grey,
-        cmap="gray",
-        alpha=darkness.numpy(),
-    )
+    look = {"extent": frames, "cmap": "gray", "alpha": darkness.numpy()}
+    colours.imshow(torch.zeros_like(log_mel).numpy(), origin="lower", aspect="auto", **look)
     colours.set_title("patch embeddings: first three principal components as red, green, blue")
     for axes in (sound, colours):
         axes.set(xlim=(start_s, end_s), ylim=bands, xlabel="time (s)", ylabel="frequency (Hz)")
