@@ -1,16 +1,13 @@
-"""Claims about the small tasks that the project ships (tests/tasks) and the script that rebuilds them:
+"""Claims about the small tasks that the project ships (tests/tasks), which tests/tasks_from_debian.py rebuilds:
 
 * they are what `read_task` takes, of every domain, split mode and kind, in 12 MB; all clips are of the task's duration,
   neither silent, clipped nor offset; every split holds every label;
 * no recording, speaker, kit or source stands in two splits; no fold trains heareval's batch norm on a batch of one;
-* the sound grows where an event starts; a linear probe on the log-mel beats chance and is far from perfect;
-* the script's parts: a start is trimmed to its lead, a clip has its length and peak, an archive yields what was packed.
+* the sound grows where an event starts; a linear probe on the log-mel beats chance and is far from perfect.
 """
 
 import csv
 import json
-import struct
-import zlib
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from debian_audio import SAMPLE_RATE, fit, resource_files, trim_start
-from tasks_from_debian import ENVIRONMENT_TABLE, EVENT_KITS, KIT_FOLDS, TASKS, segments, slug, spread
+from debian_audio import SAMPLE_RATE
+from tasks_from_debian import ENVIRONMENT_TABLE, EVENT_KITS, KIT_FOLDS, TASKS, slug
 
 from hear_jepa.evaluation.baselines import logmel_stats
 from hear_jepa.evaluation.tasks import DOMAINS, Task, read_task
@@ -141,33 +138,3 @@ def test_a_linear_probe_on_the_log_mel_beats_chance_and_is_not_perfect(folder):
         everything += tested
     chance = max(map(everything.count, task.vocabulary)) / len(everything)
     assert chance + 0.1 < correct / len(everything) < 0.9
-
-
-def test_starts_lengths_peaks_and_segments():
-    sound = np.concatenate([np.zeros(8000), np.sin(np.arange(16000) * 0.1)])
-    trimmed = trim_start(sound, lead_ms=10)
-    assert len(sound) - len(trimmed) in range(8000 - 160, 8000 - 155)
-    for duration_s in (0.5, 2.0):
-        clip = fit(trimmed, duration_s)
-        assert len(clip) == round(duration_s * SAMPLE_RATE) and np.abs(clip).max() == pytest.approx(0.7)
-    assert not fit(trimmed, 2.0)[len(trimmed) :].any()
-    pieces = segments(np.concatenate([np.ones(16000), np.zeros(16000), np.ones(20000)]), 1.0, most=5)
-    assert [len(piece) for piece in pieces] == [16000, 16000] and all(piece.all() for piece in pieces)
-    assert len(segments(np.ones(64000), 1.0, most=3)) == 3
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7] and spread([1, 2], 4) == [1, 2]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_resource_archive_yields_what_was_packed_and_another_kind_is_refused(tmp_path, packed):
-    """A Qt resource archive (version 1) of one file in its root folder."""
-    content, name = b"RIFF and so on" * 20, "cow.ogg"
-    stored = struct.pack(">I", len(content)) + zlib.compress(content) if packed else content
-    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHHHI", 0, int(packed), 0, 0, 0)
-    data = struct.pack(">I", len(stored)) + stored
-    head = b"qres" + struct.pack(">4I", 1, 20, 20 + len(tree), 20 + len(tree) + len(data))
-    path = tmp_path / "sounds.rcc"
-    path.write_bytes(head + tree + data + struct.pack(">HI", len(name), 0) + name.encode("utf-16-be"))
-    assert list(resource_files(path)) == [(name, content)]
-    path.write_bytes(b"PK\3\4" + bytes(40))
-    with pytest.raises(ValueError, match="no Qt resource archive"):
-        list(resource_files(path))
