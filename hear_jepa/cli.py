@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from hear_jepa import __version__
 from hear_jepa.errors import HearJepaError, printable
@@ -75,17 +76,21 @@ def _run(argv: list[str], named: str) -> int:
     return command.run(arguments)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> AbstractContextManager[None]:
     """Ctrl-C ends the process at once, silently: imports turn a KeyboardInterrupt into errors of their own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    return signals_go_to(lambda *_: os._exit(INTERRUPTED), signal.SIGINT)
+
+
+@contextmanager
+def signals_go_to(handler: Callable[[int, Any], Any], *numbers: int) -> Iterator[None]:
+    """Meanwhile these signals call the handler; in another thread than the main one, which may not say so, nothing."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if main_thread}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files that are whole or not there, locks, and checksums: the only place that knows how."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -42,6 +43,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.rename(path, folder / "replaced")  # a folder with something in it cannot be renamed over
         os.replace(new, path)
         _sync_entry(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextmanager

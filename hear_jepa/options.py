@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import re
+import reprlib
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +22,11 @@ def within(default: T, least: float, greatest: float = math.inf) -> T:
 def one_of(default: str, names: Collection[str]) -> str:
     """A field, by its default and the names that it may be."""
     return dataclasses.field(default=default, metadata={"names": names})
+
+
+def matching(pattern: str, what: str) -> str:
+    """A field of text, by a regular expression and the words for it; there is no default."""
+    return dataclasses.field(default="", metadata={"pattern": (re.compile(pattern), what)})
 
 
 def choose(table: Mapping[str, T], name: str, option: str) -> T:
@@ -40,12 +47,16 @@ def check_fields(options: Any, prefix: str = "") -> None:
     names. prefix: "--" names fields as the command line does."""
     for field in dataclasses.fields(options):
         name, value = prefix + field.name, getattr(options, field.name)
-        if prefix:
+        if prefix.startswith("--"):
             name = name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             check_fields(value, f"{name}.")
         elif "names" in field.metadata:
             check_name(value, field.metadata["names"], name)
+        elif "pattern" in field.metadata:
+            pattern, what = field.metadata["pattern"]
+            if not pattern.fullmatch(value):
+                raise OptionError(f"{name} is {value!r}: it must be {what}")
         elif "range" in field.metadata:
             least, greatest = field.metadata["range"]
             if not (math.isfinite(value) and least <= value <= greatest):
@@ -58,48 +69,36 @@ def changed(options: T, values: Mapping[str, Any], prefix: str = "") -> T:
 
     Raises OptionError, with the name, for an unknown one and for a value that is of another type than its field.
     """
-    hints, typed = typing.get_type_hints(type(options)), {}
-    for name, value in values.items():
+    hints = typing.get_type_hints(type(options))
+    for name in values:
         if name not in hints:
             raise OptionError(f"unknown option {prefix}{name}; there are {', '.join(sorted(hints))}")
-        before = getattr(options, name)
-        try:
-            if not dataclasses.is_dataclass(before):
-                typed[name] = _typed(value, hints[name])
-            elif isinstance(value, Mapping):
-                typed[name] = changed(before, value, f"{prefix}{name}.")
-            else:
-                raise TypeError("it must be a section, with options in it")
-        except (TypeError, OverflowError) as error:
-            raise OptionError(f"{prefix}{name} is {value!r}: {error}") from error
+    typed = {name: _typed(prefix + name, value, hints[name], getattr(options, name)) for name, value in values.items()}
     return dataclasses.replace(options, **typed)  # pyright: ignore[reportArgumentType, reportCallIssue, reportReturnType]
 
 
-def _typed(value: Any, hint: Any) -> Any:
-    """A value of JSON or TOML as the type of a field; raises TypeError, which says what it should be."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise TypeError(f"choose from {', '.join(map(str, arguments))}")
-    if origin is tuple:
-        return _tuple(value, arguments)
-    if origin is dict and isinstance(value, Mapping):
-        return {key: _typed(item, arguments[1]) for key, item in value.items()}
-    if Path in (hint, *arguments) and isinstance(value, str):
+def _typed(name: str, value: Any, hint: Any, before: Any = None) -> Any:
+    """A value of JSON or TOML as the type of a field, which was `before`."""
+    kind, kinds = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return changed(hint() if before is None else before, value, f"{name}.")  # pyright: ignore[reportCallIssue]
+    if kind is Literal:
+        return check_name(value, kinds, name)
+    if kind is tuple and isinstance(value, list):
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            return tuple(_typed(f"{name}.{index}", *pair) for index, pair in enumerate(zip(value, kinds, strict=True)))
+    if kind is list and isinstance(value, list):
+        return [_typed(f"{name}.{index}", item, kinds[0]) for index, item in enumerate(value)]
+    if kind is dict and isinstance(value, dict):
+        return {key: _typed(f"{name}.{key}", item, kinds[1]) for key, item in value.items()} if kinds else value
+    if Path in (hint, *kinds) and isinstance(value, str):
         return Path(value)
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
+    if kind in (int, str, bool) and type(value) is kind:
         return value
-    raise TypeError(f"it must be {getattr(hint, '__name__', hint)}")
-
-
-def _tuple(value: Any, kinds: Sequence[Any]) -> tuple:
-    if not isinstance(value, list):
-        raise TypeError("it must be a list")
-    if kinds[-1] is Ellipsis:
-        kinds = [kinds[0]] * len(value)
-    if len(kinds) != len(value):
-        raise TypeError(f"it must be a list of {len(kinds)}")
-    return tuple(_typed(item, kind) for item, kind in zip(value, kinds, strict=True))
+    lists = {tuple: f"a list of {len(kinds)}", list: "a list", dict: "a table"}
+    section = "a section, with options in it" if dataclasses.is_dataclass(hint) else None
+    wanted = section or lists.get(kind) or getattr(hint, "__name__", hint)
+    raise OptionError(f"{name} is {reprlib.repr(value)}: it must be {wanted}")

@@ -193,5 +193,5 @@ def test_quick_probe_learns_and_chance_is_chance(tmp_path):
         (folder / f"{split}.json").write_text(json.dumps(content))
     scores = probe_model(model, [folder], protocols=PROTOCOLS)
     assert max(scores[protocol]["tones-v1"] for protocol in PROTOCOLS) < 0.7
-    with pytest.raises(OptionError, match="one of linear, knn, retrieval, not 'lineer'"):
+    with pytest.raises(OptionError, match="'lineer': choose from linear, knn, retrieval"):
         probe_model(model, [folder], protocols=["lineer"])

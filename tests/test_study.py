@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 
 from hear_jepa.errors import OptionError
+from hear_jepa.files.shards import array_expression
 from hear_jepa.train.config import PRESETS, differences, to_json
 from hear_jepa.train.study import __main__ as study_command
 from hear_jepa.train.study.claims import claims
-from hear_jepa.train.study.plan import Study, array_expression, missing_runs, read_results, read_study, share
+from hear_jepa.train.study.plan import Study, missing_runs, read_results, read_study, share
 from hear_jepa.train.study.report import markdown
 from hear_jepa.train.study.rows import MAIN_ROW, find_rows, find_scale, resolve, seconds_of_sound
 from hear_jepa.train.study.statistics import Scores, interval
@@ -205,7 +206,7 @@ def test_what_cannot_work_is_refused_before_it_starts(inputs, tmp_path, capsys):
         (["--crops", "100000"], r"row unstructured-input hears 26\.7 hours, the corpus has 0\.02"),
         (["--rows", "structured-input"], "--rows is 'structured-input': choose from unstructured-input"),
         (["--scale", "large"], "--scale is 'large': choose from paper, small, tiny"),
-        (["--shard", "2/2"], "--shard is '2/2'"),
+        (["--shard", "2/2"], "--shard must be I/N .*not 2/2"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--tasks", str(tasks)], "valid.json"),
     ]:

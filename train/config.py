@@ -41,7 +41,6 @@ class EncoderConfig:
     """Draw the bias of the patch projection as torch's convolution does (the authors); otherwise it starts at zero."""
 
     def vit(self, n_mels: int) -> ViTConfig:
-        """The architecture of both encoders."""
         for name, size, patch in (
             ("--encoder.frames", self.frames, self.patch_frames),
             ("--front-end.n-mels", n_mels, self.patch_mels),
@@ -102,16 +101,13 @@ class OptimConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after the warm-up."""
         return self.base_lr * self.batch_size / 256
 
     @property
     def warmup(self) -> int:
-        """Steps of the warm-up."""
         return self.warmup_steps or max(1, round(self.warmup_share * self.steps))
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step."""
         if step < self.warmup:
             return warm_up(step, self.warmup, self.peak_lr, self.warmup_from_zero)
         decay, final = round(self.decay_share * self.steps), self.peak_lr * self.final_lr_share

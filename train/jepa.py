@@ -130,7 +130,6 @@ class JEPA(nn.Module):
         return normalise(target) if self.loss_config.normalise_target else target, output.mean(dim=1)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the context encoder and the predictor."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     @property

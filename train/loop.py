@@ -11,29 +11,27 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hear_jepa.disk import remove_abandoned
+from hear_jepa.disk import remove_abandoned, write_json
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, grid_of, load_checkpoint
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.train.collapse import cosine, watch_collapse
-from hear_jepa.train.config import TrainConfig, check
+from hear_jepa.train.config import TrainConfig, check, to_json
 from hear_jepa.train.data.normalisation import normalised
 from hear_jepa.train.data.sampler import CropStream, crop_stream
 from hear_jepa.train.finish import finish
 from hear_jepa.train.jepa import JEPA, Prediction
 from hear_jepa.train.masking import Mask, draw_masks
-from hear_jepa.train.metrics_log import MetricsLog, open_log
+from hear_jepa.train.metrics_log import MetricsLog
 from hear_jepa.train.online_probe import OnlineProbe, check_probe_tasks
 from hear_jepa.train.optimisation import Optimiser, attention_kernel, autocast_type
 from hear_jepa.train.ranks import start_ranks, stop_ranks
 from hear_jepa.train.run_state import (
     LATEST,
     RunState,
-    StopRequest,
     check_out,
     load_state,
     stop_on_signals,
-    write_config,
 )
 
 log = logging.getLogger(__name__)
@@ -92,10 +90,10 @@ class Run:
         optim = self.config.optim
         if self.ranks.is_main:
             remove_abandoned(self.config.out)
-            write_config(self.config)
+            write_json(self.config.out / "config.json", to_json(self.config))
         bad_steps = 0
-        log_file = open_log(self.config.out, self.step, optim.steps, self.ranks.is_main)
-        with closing(self.crops()) as crops, log_file as metrics, stop_on_signals() as stop:
+        own_log = closing(MetricsLog(self.config.out, self.step, optim.steps)) if self.ranks.is_main else nullcontext()
+        with own_log as metrics, closing(self.crops()) as crops, stop_on_signals() as stop:
             crops.stop_on(lambda: bool(stop))
             while self.step < optim.steps:
                 waiting = time.monotonic()
@@ -116,7 +114,7 @@ class Run:
                         f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
                         f"{self.config.out}: lower --optim.base-lr, or raise the precision"
                     )
-                if self._stopping(stop):
+                if self.ranks.any(bool(stop)):  # all ranks agree
                     return self.save(must=True)
                 if metrics:
                     self._look(metrics, log_mel)
@@ -191,10 +189,6 @@ class Run:
             self.probe(self.jepa, self.step, metrics, self.state)
         if self.step % every.save_every == 0:
             self.save()
-
-    def _stopping(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop; all ranks agree."""
-        return self.ranks.any(bool(stop))
 
     # ---------------------------------------------------------------- parts
 

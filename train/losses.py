@@ -58,7 +58,6 @@ def smooth_l1(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference."""
     return F.mse_loss(prediction.float(), target.float())
 
 

@@ -51,11 +51,9 @@ class Mask(NamedTuple):
     target: Tensor
 
     def of_crops(self, crops: slice) -> "Mask":
-        """The masks of some of the crops."""
         return Mask(self.context[:, crops], self.target[:, crops])
 
     def to(self, device: torch.device) -> "Mask":
-        """The same on a device."""
         return Mask(self.context.to(device), self.target.to(device))
 
 

@@ -52,11 +52,9 @@ class OnlineProbe:
         return scores
 
     def state_dict(self) -> dict:
-        """The best scores so far."""
         return {"best_mean": self.best_mean, "best_scores": self.best_scores}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore `state_dict()`."""
         self.best_mean, self.best_scores = state["best_mean"], state["best_scores"]
 
 

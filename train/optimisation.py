@@ -66,7 +66,6 @@ class Optimiser:
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute.precision == "fp16")
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a (micro-batch's) loss."""
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> tuple[float, bool]:
@@ -86,11 +85,9 @@ class Optimiser:
         return norm, finite
 
     def state_dict(self) -> dict:
-        """Moments and loss scale."""
         return {"adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore `state_dict()`."""
         self.adamw.load_state_dict(state["adamw"])
         if state["scaler"]:  # empty where the run had no loss scaling so far
             self.scaler.load_state_dict(state["scaler"])

@@ -29,7 +29,6 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and shows progress."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
@@ -41,7 +40,6 @@ class Ranks:
         return bool(value.item())
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a scalar over the ranks."""
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -87,7 +85,6 @@ def keep_freed_memory() -> None:
 
 
 def stop_ranks() -> None:
-    """Leave the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,6 +1,5 @@
 """A run's state on disk, written whole or not at all, and the signals that ask a run to stop."""
 
-import json
 import logging
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hear_jepa.cli import signals_go_to
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.train.config import TrainConfig, differences, to_json
@@ -49,7 +49,7 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def _note(self, number: int, frame: object) -> None:
+    def note(self, number: int, frame: object) -> None:
         if number == self.signal == signal.SIGINT:  # Ctrl-C twice; schedulers and torchrun both send SIGTERM
             raise KeyboardInterrupt
         self.signal = number
@@ -60,12 +60,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGINT into a request that the loop looks at; the former handlers come back afterwards."""
     request = StopRequest()
-    before = {number: signal.signal(number, request._note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals_go_to(request.note, signal.SIGTERM, signal.SIGINT):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class RunState:
@@ -167,9 +163,3 @@ def _last_readable(folder: Path) -> tuple[Path, dict[str, Any]]:
             log.warning("%s", error)
             errors.append(str(error))
     raise CheckpointError(f"nothing to resume: {'; '.join(errors)}; start again in another --out")
-
-
-def write_config(config: TrainConfig) -> None:
-    """Write config.json: every option as resolved."""
-    with atomic_path(config.out / "config.json") as temporary:
-        temporary.write_text(json.dumps(to_json(config), indent=2) + "\n")

@@ -22,7 +22,6 @@ from hear_jepa.figures import save_figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the two actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     training = actions.add_parser("train", help="labels and embeddings -> a head and its score")
     training.add_argument("labels", help="CSV file with the columns path and label")
@@ -38,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train or apply; return 0, or 1 if any sound could not be scored."""
     if arguments.action == "train":
         trained = train(arguments.labels, arguments.embeddings)
         trained.head.save(arguments.out)

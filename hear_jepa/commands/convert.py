@@ -15,7 +15,6 @@ from hear_jepa.model.checkpoint import ENCODERS, Checkpoint, save_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Source, destination, and what the source does not say."""
     parser.add_argument(
         "source", type=Path, metavar="FILE", help="foreign checkpoint: .ckpt, .pth, .pt or .safetensors"
     )
@@ -30,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, write, and say what was found, taken and left out."""
     if arguments.out.suffix != ".safetensors":
         raise OptionError(f"--out is {arguments.out}: its name must end with .safetensors")
     asked = Asked(arguments.encoder, arguments.mean, arguments.std, arguments.heads, arguments.sample_rate)

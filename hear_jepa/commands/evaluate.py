@@ -15,18 +15,17 @@ from hear_jepa.device import DEVICES
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.baselines import DEFAULT_MODELS
 from hear_jepa.evaluation.model_spec import parse_spec
-from hear_jepa.evaluation.progress import Progress
 from hear_jepa.evaluation.results import read_results, replace_table, write_results
 from hear_jepa.evaluation.runs import Runner, RunOptions, RunResult
 from hear_jepa.evaluation.scoring import PROTOCOLS, can_score, check_protocol
 from hear_jepa.evaluation.table import markdown
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
+from hear_jepa.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `hear-jepa evaluate`."""
     parser.add_argument("--tasks-dir", type=Path, help="folder of HEAR-format task folders")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="only these tasks (default: all of --tasks-dir)")
     parser.add_argument(
@@ -64,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 1 if a run failed; TaskError or OptionError before any model runs."""
     if arguments.table:
         return _table(arguments.table, arguments.into)
     tasks = _checked_tasks(arguments)
@@ -75,13 +73,19 @@ def run(arguments: argparse.Namespace) -> int:
     runner = Runner(arguments.out, options)
     todo = [(s, p, t) for s in specs for p in arguments.protocol for t in tasks if can_score(t, p)]
     results: list[RunResult] = []
-    with Progress(len(todo)) as progress:
-        for spec, protocol, task in todo:
+    with progress_bar(desc="evaluate", total=len(todo), unit="run", miniters=0) as bar:
+        for number, (spec, protocol, task) in enumerate(todo, start=1):
             name = f"{spec.text} {task.name} {protocol}"
-            progress.doing(name)
-            result = runner.run(spec, task, protocol, lambda text, name=name: progress.doing(f"{name}: {text}"))
+
+            def report(text: str, name: str = name) -> None:
+                bar.set_postfix_str(f"{name}: {text}", refresh=False)
+                bar.update(0)
+
+            result = runner.run(spec, task, protocol, report)
             results.append(result)
-            progress.finished(f"{name}: {_outcome(result, arguments.splits)}")
+            bar.update()
+            if not sys.stderr.isatty():
+                logger.info("%d/%d %s: %s", number, len(todo), name, _outcome(result, arguments.splits))
             write_results(arguments.out, results, arguments.splits, chart=False)
     write_results(arguments.out, results, arguments.splits)
     failed = [result for result in results if result.error]

@@ -28,7 +28,6 @@ SHAPES: Any = importlib.import_module("torch.fx.experimental._config")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `hear-jepa export`."""
     parser.add_argument("model", nargs="?", default="", help="a checkpoint's path, or the name of a shipped one")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="onnx, or torch (torch.export)")
     parser.add_argument("--out", help="the file to write (default: the model's name and .onnx or .pt2)")
@@ -37,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, and say where to."""
     name = Path(arguments.model).stem or "hear_jepa"
     out = Path(arguments.out or name + FORMATS[arguments.format])
     model = load_model(arguments.model, hop_ms=arguments.hop_ms)

@@ -8,12 +8,10 @@ from hear_jepa.model.checkpoint import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One argument: the checkpoint."""
     parser.add_argument("model", nargs="?", default="", help="name or path of a checkpoint; nothing: the default")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print configuration, provenance and SHA-256."""
     with checkpoint_file(arguments.model) as path:
         print(json.dumps(describe(path), indent=2, ensure_ascii=False))
     return 0

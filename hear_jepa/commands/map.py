@@ -16,7 +16,6 @@ from hear_jepa.explore.projection import METHODS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `hear-jepa map`."""
     parser.add_argument("embeddings", help="what `hear-jepa embed` wrote")
     parser.add_argument("--html", help="the page to write: a click plays a sound and lists those most like it")
     parser.add_argument("--out", help="the PNG to write (default without --html: the embeddings' name and .map.png)")
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw, and say where to."""
     embeddings, labels, method = arguments.embeddings, arguments.labels, arguments.method
     if arguments.html:
         missing = write_page(embeddings, arguments.html, labels, method, arguments.clusters, arguments.embed_audio)

@@ -13,7 +13,6 @@ from hear_jepa.publish import publish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `hear-jepa publish`."""
     parser.add_argument("checkpoint", help="a checkpoint's path, or the name of a shipped one")
     parser.add_argument("out", metavar="FOLDER", help="the folder to write")
     parser.add_argument("--licence", default="", help="of the weights, where the checkpoint does not say: cc-by-4.0")
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write, and say what to do next."""
     licence, text, card = arguments.licence, arguments.licence_text, arguments.card
     with checkpoint_file(arguments.checkpoint) as path:
         out = publish(path, arguments.out, licence, text, card, arguments.repository)

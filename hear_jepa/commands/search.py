@@ -15,7 +15,6 @@ from hear_jepa.explore.search import search
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `hear-jepa search`."""
     parser.add_argument("index", help="what `hear-jepa embed` wrote, in any format and kind")
     parser.add_argument("query", help="a sound file")
     parser.add_argument("-k", type=int, default=10, help="how many to list (default: 10)")
@@ -25,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Search, and print."""
     hits = search(arguments.index, arguments.query, arguments.k, arguments.model, arguments.start, arguments.end)
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["cosine", *COLUMNS])

@@ -16,7 +16,6 @@ from hear_jepa.figures import save_figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `hear-jepa show`."""
     parser.add_argument("file", help="a sound file")
     parser.add_argument("--out", help="the PNG to write (default without --html: the file's name and .png, here)")
     parser.add_argument("--html", help="the page to write: a cursor follows the sound, a click plays from there")
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw, and say where to."""
     if not 0 < arguments.seconds <= LONGEST_S:
         raise OptionError(f"--seconds must be in 0 … {LONGEST_S:.0f}, not {arguments.seconds}")
     model = load_model(arguments.model)

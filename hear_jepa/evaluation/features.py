@@ -58,7 +58,10 @@ def _embed(task: Task, split: str, model: LoadedModel, report: Report) -> SplitF
     done = 0
     for indices in batches(clips, task.sample_rate):
         audio = torch.from_numpy(np.stack([_read(clips[i].path) for i in indices]))
-        audio = _to_rate(audio, task.sample_rate, model.sample_rate)
+        if model.sample_rate != task.sample_rate:
+            from hear_jepa.files.resample import resample
+
+            audio = resample(audio, task.sample_rate, model.sample_rate)
         embedded, centres = _embed_batch(audio, [clips[i].path for i in indices], model, task)
         for row, index in enumerate(indices):
             values[index] = embedded[row].numpy()
@@ -86,15 +89,6 @@ def _read(path: Path) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise TaskError(f"{path}: holds NaN or infinite samples; replace the clip, or drop its line")
     return audio
-
-
-def _to_rate(audio: Tensor, sample_rate: int, wanted: int) -> Tensor:
-    """A model of another rate hears the task's audio resampled."""
-    if sample_rate == wanted:
-        return audio
-    from hear_jepa.files.resample import resample
-
-    return resample(audio, sample_rate, wanted)
 
 
 def _embed_batch(audio: Tensor, paths: list[Path], model: LoadedModel, task: Task) -> tuple[Tensor, Tensor | None]:

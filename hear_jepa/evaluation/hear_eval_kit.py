@@ -11,14 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from hear_jepa.cli import signals_go_to
 from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.model_spec import LoadedModel
 from hear_jepa.evaluation.resample import resampled_copy
@@ -85,7 +83,8 @@ def _run(arguments: list[str], work_dir: Path, model: LoadedModel) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = str(model.device.index)
     log = work_dir / "heareval.log"
     command = [sys.executable, "-m", *arguments]
-    with open(log, "ab") as output, _exit_on_sigterm():
+    # SIGTERM becomes an exception, upon which `subprocess.run` kills what it has started.
+    with open(log, "ab") as output, signals_go_to(lambda *_: sys.exit(128 + signal.SIGTERM), signal.SIGTERM):
         _lock(output)
         finished = subprocess.run(command, cwd=work_dir, env=environment, stdout=output, stderr=output, check=False)
     if finished.returncode:
@@ -103,19 +102,6 @@ def _lock(log: BinaryIO) -> None:
     except BlockingIOError:
         logger.warning("%s: waiting for the heareval that another run has started there", log.name)
         fcntl.flock(log, fcntl.LOCK_EX)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM as an exception, upon which `subprocess.run` kills what it has started."""
-    if threading.current_thread() is not threading.main_thread():  # only the main one may say so
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def read_scores(path: Path, task: Task) -> TaskScores:

@@ -75,7 +75,6 @@ class LoadedModel:
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that the model takes, in Hz."""
         return int(self.model.sample_rate)
 
     @property

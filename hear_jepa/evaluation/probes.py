@@ -23,8 +23,6 @@ Predict = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores in 0 â
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """Settings of the linear probe."""
-
     learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     penalties: tuple[float, ...] = (0.0, 1e-2)  # the loss gains half of this times the weights' squared norm
     batch_size: int = 128
@@ -34,7 +32,6 @@ class LinearConfig:
 
     @property
     def candidates(self) -> list[tuple[float, float]]:
-        """Every learning rate with every penalty."""
         return list(product(self.learning_rates, self.penalties))
 
 
@@ -46,24 +43,13 @@ class KnnConfig:
     temperature: float = 0.07  # a neighbour of cosine similarity s weighs exp(s / temperature)
 
 
-@dataclass(frozen=True)
-class Standardiser:
+def standardiser(train: np.ndarray, device: str) -> Callable[[np.ndarray], Tensor]:
     """Features less the training mean, over the training deviation; a constant feature becomes zero."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, train: np.ndarray, device: torch.device) -> "Standardiser":
-        """Statistics of the training features [N, D]."""
-        features = torch.as_tensor(train, dtype=torch.float32)
-        deviation = features.std(0, correction=0)
-        scale = torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
-        return cls(features.mean(0).to(device), scale.to(device))
-
-    def __call__(self, features: np.ndarray) -> Tensor:
-        values = torch.as_tensor(features, dtype=torch.float32, device=self.mean.device)
-        return (values - self.mean) / self.scale
+    features = torch.as_tensor(train, dtype=torch.float32)
+    deviation = features.std(0, correction=0)
+    scale = torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation)).to(device)
+    mean = features.mean(0).to(device)
+    return lambda values: (torch.as_tensor(values, dtype=torch.float32, device=device) - mean) / scale
 
 
 def linear_probe(
@@ -77,7 +63,7 @@ def linear_probe(
 ) -> Predict:
     """Train on `train` (features [N, D], targets [N, K]), select on `valid`; the function returned predicts."""
     config = config or LinearConfig()
-    standardise = Standardiser.of(train[0], torch.device(device))
+    standardise = standardiser(train[0], device)
     x, y = standardise(train[0]), torch.as_tensor(train[1], dtype=torch.float32, device=device)
     valid_x, loss = standardise(valid[0]), _binary_cross_entropy if multilabel else _cross_entropy
     metric: Metric = mean_average_precision if multilabel else accuracy
@@ -178,7 +164,7 @@ def knn_probe(
 ) -> Predict:
     """Vote of the nearest training clips by cosine similarity of standardised features; `valid` selects how many."""
     config = config or KnnConfig()
-    standardise = Standardiser.of(train[0], torch.device(device))
+    standardise = standardiser(train[0], device)
     keys = F.normalize(standardise(train[0]), dim=1)
     votes = torch.as_tensor(train[1], dtype=torch.float32, device=device)
     metric: Metric = mean_average_precision if multilabel else accuracy

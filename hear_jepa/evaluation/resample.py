@@ -13,10 +13,10 @@ from pathlib import Path
 import soundfile
 import torch
 
-from hear_jepa.errors import HearJepaError
-from hear_jepa.evaluation.progress import Progress
+from hear_jepa.cli import exit_code
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
 from hear_jepa.files.resample import resample
+from hear_jepa.progress import progress_bar
 
 
 def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
@@ -55,16 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", dest="target", type=int, default=16000, metavar="HZ")
     parser.add_argument("--tasks", nargs="+", metavar="NAME")
     arguments = parser.parse_args(argv)
-    try:
-        folders = find_tasks(arguments.tasks_dir, arguments.tasks)
-        with Progress(len(folders), "task") as progress:
-            for folder in folders:
-                resampled_copy(read_task(folder, arguments.source), arguments.target, arguments.out_dir)
-                progress.finished(folder.name)
-    except HearJepaError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    def run() -> int:
+        for folder in progress_bar(find_tasks(arguments.tasks_dir, arguments.tasks), "resample", unit="task"):
+            resampled_copy(read_task(folder, arguments.source), arguments.target, arguments.out_dir)
+        return 0
+
+    return exit_code(run, "hear_jepa.evaluation.resample")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import write_json, write_text
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.charts import draw
 from hear_jepa.evaluation.runs import RunResult
@@ -22,13 +22,11 @@ def write_results(out: Path, results: Sequence[RunResult], split: str, chart: bo
         "measured": [asdict(result) for result in results],
         "published": [asdict(row) for row in published_rows(columns)],
     }
-    with atomic_path(out / "results.json") as path:
-        path.write_text(json.dumps(content, indent=1))
-    with atomic_path(out / "results.md") as path:
-        path.write_text(markdown(results, split))
+    write_json(out / "results.json", content)
+    write_text(out / "results.md", markdown(results, split))
     rows = measured_rows(results, split)
     if chart and any(row.cells for row in rows):
-        draw(out / "results.png", rows, published_rows(columns), columns, split)
+        draw(out / "results.png", rows, columns, split)
 
 
 def read_results(paths: Iterable[str | Path]) -> tuple[list[RunResult], str]:
@@ -53,5 +51,4 @@ def replace_table(document: Path, table: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise OptionError(f"{document}: the table goes between the lines {BEGIN} and {END}; write them there first")
-    with atomic_path(document) as path:
-        path.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
+    write_text(document, f"{before}{BEGIN}\n{table}{END}{after}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import write_json
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.features import Report
 from hear_jepa.evaluation.hear_eval_kit import run_heareval
@@ -72,8 +72,7 @@ class Runner:
             started = time.monotonic()
             scores = self._score(model, task, protocol, report)
             result = self._result(model, task, protocol, scores, time.monotonic() - started)
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(asdict(result), indent=1))
+            write_json(path, asdict(result))
             return result
         except HearJepaError as error:
             message = str(error)

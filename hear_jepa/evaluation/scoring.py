@@ -3,13 +3,12 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from hear_jepa.errors import OptionError, TaskError
+from hear_jepa.errors import TaskError
 from hear_jepa.evaluation.events import EVENT_METRICS, select_post_processing
 from hear_jepa.evaluation.features import Report, SplitFeatures, embed_split
 from hear_jepa.evaluation.metrics import SCENE_METRICS
@@ -17,6 +16,7 @@ from hear_jepa.evaluation.model_spec import LoadedModel, loaded_module
 from hear_jepa.evaluation.probes import LinearConfig, Predict, knn_probe, linear_probe
 from hear_jepa.evaluation.retrieval import RETRIEVAL_SCORE, retrieval_score
 from hear_jepa.evaluation.tasks import Clip, Fold, Task, read_task
+from hear_jepa.options import check_name
 
 PROTOCOLS = ("linear", "knn", "retrieval")
 N_SEEDS = 3  # where a task has one split into train, valid and test
@@ -25,7 +25,7 @@ FRAMES = {"batch_size": 256, "learning_rates": (1e-3, 1e-2), "penalties": (0.0,)
 Scores = dict[str, float]
 Features = dict[str, SplitFeatures]  # by split
 Examples = tuple[np.ndarray, np.ndarray]  # features [N, D] and targets [N, K] of 0 and 1
-Fit = Callable[..., Predict]
+Scorer = Callable[[str], Scores]  # split -> scores
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ def score_task(
 
 def check_protocol(task: Task, protocol: str) -> None:
     """Raise `OptionError` for an unknown protocol, `TaskError` for one that cannot score this task."""
-    if protocol not in PROTOCOLS:
-        raise OptionError(f"the protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    check_name(protocol, PROTOCOLS, "the protocol")
     if not can_score(task, protocol):
         raise TaskError(f"{task.folder}: retrieval compares whole clips, and this is an event task; use linear or knn")
     known = EVENT_METRICS if task.kind == "event" else SCENE_METRICS
@@ -98,45 +97,27 @@ def score_run(
 ) -> tuple[Scores, Scores]:
     """One fold and seed by one of `PROTOCOLS`; (validation scores, test scores: empty without `with_test`)."""
     if protocol == "retrieval":
-        return retrieve_fold(task, features, fold, with_test)
-    return score_fold(task, features, fold, fitter(task, protocol, seed, device, quick), with_test)
+        score = _retrieval_scorer(task, features, fold)
+    else:
+        scorer = _event_scorer if task.kind == "event" else _scene_scorer
+        score = scorer(task, features, fold, _fit(task, features, fold, protocol, seed, device, quick))
+    return score(fold.valid), score(fold.test) if with_test else {}
 
 
-def fitter(task: Task, protocol: str, seed: int, device: str = "cpu", quick: bool = False) -> Fit:
-    """The probe of a protocol, linear or knn, with its seed and settings bound."""
-    probes: dict[str, Fit] = {
-        "linear": partial(linear_probe, seed=seed, config=linear_config(task, quick)),
-        "knn": knn_probe,
-    }
-    if protocol not in probes:
-        raise OptionError(f"the probe must be one of {', '.join(probes)}, not {protocol!r}")
-    return partial(probes[protocol], device=device)
+def _fit(task: Task, features: Features, fold: Fold, protocol: str, seed: int, device: str, quick: bool) -> Predict:
+    """The probe of a protocol, trained on the training splits and selected on the validation split."""
+    train, valid = training_examples(task, features, fold), examples(task, fold.valid, features[fold.valid])
+    multilabel = task.multilabel or task.kind == "event"
+    if protocol == "knn":
+        return knn_probe(train, valid, multilabel=multilabel, device=device)
+    config = linear_config(task, quick)
+    return linear_probe(train, valid, multilabel=multilabel, device=device, seed=seed, config=config)
 
 
 def linear_config(task: Task, quick: bool = False) -> LinearConfig:
     """Settings of the linear probe on this task: the frames of an event task come in larger batches."""
     config = QUICK if quick else LinearConfig()
     return replace(config, **FRAMES) if task.kind == "event" else config
-
-
-def score_fold(task: Task, features: Features, fold: Fold, fit: Fit, with_test: bool = True) -> tuple[Scores, Scores]:
-    """Fit a probe on a fold; (validation scores, test scores), the latter empty without `with_test`."""
-    valid = examples(task, fold.valid, features[fold.valid])
-    predict = fit(training_examples(task, features, fold), valid, multilabel=task.multilabel or task.kind == "event")
-    score = _scene_scorer(task, features, predict)
-    if task.kind == "event":
-        score = _event_scorer(task, features, fold, predict)
-    return score(fold.valid), score(fold.test) if with_test else {}
-
-
-def retrieve_fold(task: Task, features: Features, fold: Fold, with_test: bool = True) -> tuple[Scores, Scores]:
-    """Retrieval among the validation clips and among the test clips; the training clips give the mean alone."""
-    train, _ = training_examples(task, features, fold)
-
-    def score(split: str) -> Scores:
-        return {RETRIEVAL_SCORE: retrieval_score(*examples(task, split, features[split]), train)}
-
-    return score(fold.valid), score(fold.test) if with_test else {}
 
 
 def training_examples(task: Task, features: Features, fold: Fold) -> Examples:
@@ -160,7 +141,13 @@ def examples(task: Task, split: str, features: SplitFeatures) -> Examples:
     return features.values, targets
 
 
-def _scene_scorer(task: Task, features: Features, predict: Predict) -> Callable[[str], Scores]:
+def _retrieval_scorer(task: Task, features: Features, fold: Fold) -> Scorer:
+    """Retrieval among the clips of a split; the training clips give the mean alone."""
+    train, _ = training_examples(task, features, fold)
+    return lambda split: {RETRIEVAL_SCORE: retrieval_score(*examples(task, split, features[split]), train)}
+
+
+def _scene_scorer(task: Task, features: Features, fold: Fold, predict: Predict) -> Scorer:
     def score(split: str) -> Scores:
         x, targets = examples(task, split, features[split])
         predictions = predict(x)
@@ -169,7 +156,7 @@ def _scene_scorer(task: Task, features: Features, predict: Predict) -> Callable[
     return score
 
 
-def _event_scorer(task: Task, features: Features, fold: Fold, predict: Predict) -> Callable[[str], Scores]:
+def _event_scorer(task: Task, features: Features, fold: Fold, predict: Predict) -> Scorer:
     """How probabilities become events is selected on the validation split."""
     chosen = select_post_processing(task, fold.valid, features[fold.valid], predict(features[fold.valid].values))
 

@@ -41,7 +41,6 @@ class Row:
 
     @property
     def means(self) -> dict[str, float]:
-        """The scores alone."""
         return {name: mean for name, (mean, _) in self.cells.items()}
 
 
@@ -144,20 +143,20 @@ def _measured_table(rows: list[Row], columns: list[Column]) -> list[str]:
     if len(scenes) > 1:
         groups["scenes"] = scenes
     header = [f"{names[column.name]}<br>{SCORE_NAMES.get(column.score, column.score)}" for column in columns]
-    lines = _table_head(["model", "protocol", "size", *header, *(f"**{group}**" for group in groups)])
+    lines = table_head("model", "protocol", "size", *header, *(f"**{group}**" for group in groups))
     for row in rows:
         protocol = f"{row.protocol}, mAP" if row.protocol == "retrieval" else row.protocol
         cells = [_cell(*row.cells.get(column.name, ())) for column in columns]
         cells += [_cell(_mean(row.means, members)) for members in groups.values()]
-        lines.append(_line([row.label, protocol, row.size, *cells]))
+        lines.append(table_line(row.label, protocol, row.size, *cells))
     return lines
 
 
 def _published_table(rows: list[PublishedRow], columns: list[Column]) -> list[str]:
     names = short_names(columns)
-    lines = _table_head(["model", *(names[column.name] for column in columns), "source"])
+    lines = table_head("model", *(names[column.name] for column in columns), "source")
     for row in rows:
-        lines.append(_line([row.label, *(_cell(row.cells.get(column.name)) for column in columns), row.source]))
+        lines.append(table_line(row.label, *(_cell(row.cells.get(column.name)) for column in columns), row.source))
     return lines
 
 
@@ -167,9 +166,11 @@ def _cell(mean: float | None = None, std: float = np.nan) -> str:
     return f"{mean:.1f}" if np.isnan(std) else f"{mean:.1f} ± {std:.1f}"
 
 
-def _table_head(names: list[str]) -> list[str]:
-    return [_line(names), "|" + "---|" * len(names)]
+def table_head(*names: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [table_line(*names), "|" + "---|" * len(names)]
 
 
-def _line(cells: list[str]) -> str:
+def table_line(*cells: str) -> str:
+    """Another line of it."""
     return "| " + " | ".join(cells) + " |"

@@ -212,7 +212,6 @@ def _check_tensors(path: Path, checkpoint: Checkpoint, file: Any) -> None:
 
 
 def _read_config(path: Path, header: dict[str, str]) -> Checkpoint:
-    """Everything but the weights."""
     try:
         config = json.loads(header["config"])
         provenance = json.loads(header["provenance"])

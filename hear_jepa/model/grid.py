@@ -73,27 +73,22 @@ class Grid:
 
     @property
     def frame_ms(self) -> int:
-        """Distance of frames."""
         return 1000 * self.hop_length // self.sample_rate
 
     @property
     def column_ms(self) -> int:
-        """Width of a column."""
         return self.patch_frames * self.frame_ms
 
     @property
     def rows(self) -> int:
-        """Patches of a column, from low to high frequency."""
         return self.n_mels // self.patch_mels
 
     @property
     def patch_size(self) -> int:
-        """Values of a patch."""
         return self.patch_mels * self.patch_frames
 
     @property
     def window_frames(self) -> int:
-        """Frames of a full window."""
         return self.columns * self.patch_frames
 
     @property
@@ -127,19 +122,15 @@ class Grid:
 
         A recording too short to hold any column's centre has one timestamp, in its middle.
         """
-        first = self.first_centre(n_samples, hop_ms)
-        if first > self._half_frames(n_samples):
-            return torch.tensor([n_samples * 500 / self.sample_rate])
         return self.centres_ms(n_samples, hop_ms, 0, self.n_timestamps(n_samples, hop_ms)).float()
 
     def centres_ms(self, n_samples: int | None, hop_ms: int, start: int, count: int) -> Tensor:
         """Centres [count] in ms, float64, of timestamps `start …` of a recording; None: one that has not ended yet."""
-        if n_samples is None or n_samples >= self.settled_samples:
-            n_samples = self.settled_samples
-        elif self.first_centre(n_samples, hop_ms) > self._half_frames(n_samples):
-            return self.timestamps_ms(n_samples, hop_ms)[start : start + count].double()
-        first_ms = self.first_centre(n_samples, hop_ms) * self.frame_ms / 2
-        return first_ms + hop_ms * torch.arange(start, start + count, dtype=torch.float64)
+        n_samples = self.settled_samples if n_samples is None else n_samples
+        first = self.first_centre(n_samples, hop_ms)
+        if first > self._half_frames(n_samples):
+            return torch.tensor([n_samples * 500 / self.sample_rate], dtype=torch.float64)[start : start + count]
+        return first * self.frame_ms / 2 + hop_ms * torch.arange(start, start + count, dtype=torch.float64)
 
     @property
     def settled_samples(self) -> int:
@@ -156,7 +147,6 @@ class Grid:
     # ---------------------------------------------------------------- windows
 
     def phases(self, hop_ms: int) -> int:
-        """Hops in a column."""
         return self.column_ms // hop_ms
 
     def full_window(self, first_frame: int, hop_ms: int, number: int) -> Window:

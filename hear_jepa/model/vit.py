@@ -47,7 +47,6 @@ class ViTConfig:
 
     @property
     def n_patches(self) -> int:
-        """Patches of the trained duration."""
         return self.n_freq_patches * self.n_time_patches
 
 

@@ -13,16 +13,17 @@ import argparse
 import logging
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hear_jepa.cli import exit_code
+from hear_jepa.disk import write_json
 from hear_jepa.errors import CorpusError
 from hear_jepa.train.corpus import debian, git
 from hear_jepa.train.corpus.catalogue import DOMAINS, load_packages, load_repositories, select
 from hear_jepa.train.corpus.prepare import STAGED, OtherShardsError, log_totals, prepare
-from hear_jepa.train.corpus.records import write_json, write_mapping
+from hear_jepa.train.corpus.records import finished_record, write_mapping
 from hear_jepa.train.data.manifest import FILE_NAME
 
 log = logging.getLogger("hear_jepa.train.corpus")
@@ -73,10 +74,8 @@ def _shards(out: Path, arguments: argparse.Namespace, records: list, failures: l
     """Shards of everything below OUT/audio, and a list of it in OUT/corpus.json."""
     if not records:
         raise CorpusError(f"none of {len(failures)} {remedy} First: {failures[0]['reason']}")
-    packages = [(entry, debian.finished_record(entry.name, out)) for entry in load_packages()]
-    clones = [(entry, git.finished_record(entry, out)) for entry in load_repositories()]
-    packages = [(entry, record) for entry, record in packages if record]
-    clones = [(entry, record) for entry, record in clones if record]
+    packages = [(entry, record) for entry in load_packages() if (record := finished_record(entry, out))]
+    clones = [(entry, record) for entry in load_repositories() if (record := finished_record(entry, out))]
     content = {
         "packages": [
             {**{key: record[key] for key in ("package", "version", "sha256")}, "surveyed": entry.version}
@@ -127,52 +126,33 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option that several sub-commands have."""
-
-    flag: str
-    settings: dict[str, Any]
-
-
-OUT = Option("--out", {"metavar": "DIR", "help": "folder for downloads, audio and shards"})
-LIST = Option("--list", {"action": "store_true", "help": "show the list with its licences, and stop"})
-EXCLUDE = Option(
-    "--exclude", {"nargs": "+", "default": [], "metavar": "DIR", "help": "leave out what also sounds in here"}
-)
-WORKERS = Option("--workers", {"type": int, "metavar": "N", "help": "decoding processes (default: one a core)"})
-RATE = Option("--rate", {"type": int, "default": 16000, "metavar": "HZ", "help": "sample rate of the shards (16000)"})
-
-
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    program = argparse.ArgumentParser(
-        prog="python -m hear_jepa.train.corpus",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    program = argparse.ArgumentParser("python -m hear_jepa.train.corpus", None, __doc__, formatter_class=raw)
     kinds = program.add_subparsers(dest="kind", required=True, metavar="files | debian | git")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--exclude", nargs="+", default=[], metavar="DIR", help="leave out what also sounds in here")
+    shared.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: one a core)")
+    shared.add_argument("--rate", type=int, default=16000, metavar="HZ", help="sample rate of the shards (16000)")
+    recipe = argparse.ArgumentParser(add_help=False, parents=[shared])
+    recipe.add_argument("--out", metavar="DIR", help="folder for downloads, audio and shards")
+    recipe.add_argument("--list", action="store_true", help="show the list with its licences, and stop")
 
-    def add(name: str, run, text: str, *options: Option) -> argparse.ArgumentParser:
-        command = kinds.add_parser(name, help=text, description=text)
+    def add(name: str, run: Callable, text: str, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = kinds.add_parser(name, help=text, description=text, parents=[parent])
         command.set_defaults(run=run)
-        for option in options:
-            command.add_argument(option.flag, **option.settings)
         return command
 
-    command = add("files", files, "any audio files and folders of your own", EXCLUDE, WORKERS, RATE)
+    command = add("files", files, "any audio files and folders of your own", shared)
     command.add_argument("sources", nargs="+", metavar="SRC", help="folder of sounds, searched at any depth")
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and manifest.json")
     command.add_argument("--domains", metavar="FILE", help="tab-separated mapping: pattern, domain, source, licence")
     command.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="size at which a shard ends (64)")
     text = "game sounds, prompts, read speech and music from Debian packages"
-    command = add("debian", debian_packages, text, OUT, LIST, EXCLUDE, WORKERS, RATE)
+    command = add("debian", debian_packages, text, recipe)
     command.add_argument("--packages", nargs="+", metavar="NAME", help="only these (default: all of the list)")
-    text = "environmental sounds and some music from public Git repositories"
-    command = add("git", repositories, text, OUT, LIST, EXCLUDE, WORKERS, RATE)
-    command.add_argument(
-        "--repositories", nargs="+", metavar="OWNER/NAME", help="only these (default: all of the list)"
-    )
+    command = add("git", repositories, "environmental sounds and some music from public Git repositories", recipe)
+    command.add_argument("--repositories", nargs="+", metavar="OWNER/NAME", help="only these (default: all)")
     text = "folder of bare clones, OWNER/NAME.git or OWNER+NAME/repo, to read in place of the network"
     command.add_argument("--mirror", type=Path, metavar="DIR", help=text)
     return program

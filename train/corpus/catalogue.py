@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hear_jepa.errors import CorpusError
 from hear_jepa.train.corpus.domains import SKIP
@@ -20,10 +20,29 @@ DOMAINS = ("environment", "music", "speech")
 Rules = tuple[tuple[str, str], ...]
 
 
+class Entry:
+    """What packages and repositories have in common. `kind` is the word for one, and the key of its name."""
+
+    kind: ClassVar[str]
+    licence: str
+    rules: Rules
+
+    @property
+    def name(self) -> str:
+        """The package's name, or owner/name."""
+        return getattr(self, self.kind)
+
+    @property
+    def folder(self) -> str:
+        """Its folder in OUT/audio."""
+        return self.name
+
+
 @dataclass(frozen=True)
-class Package:
+class Package(Entry):
     """A Debian package: what a survey found, and how its files are sorted into domains."""
 
+    kind = "package"
     package: str
     version: str  # surveyed; the archive may offer another by now
     licence: str
@@ -31,21 +50,12 @@ class Package:
     hours: dict[str, float]  # by domain, as surveyed, duplicates counted once
     rules: Rules
 
-    @property
-    def name(self) -> str:
-        """The package's name."""
-        return self.package
-
-    @property
-    def folder(self) -> str:
-        """Its folder in OUT/audio."""
-        return self.package
-
 
 @dataclass(frozen=True)
-class Repository:
+class Repository(Entry):
     """A public Git repository at one commit; `evidence` are globs of the files that state the licence."""
 
+    kind = "repository"
     repository: str  # owner/name
     commit: str
     licence: str
@@ -53,13 +63,7 @@ class Repository:
     rules: Rules
 
     @property
-    def name(self) -> str:
-        """owner/name."""
-        return self.repository
-
-    @property
     def folder(self) -> str:
-        """Its folder in OUT/audio."""
         return f"git-{self.repository.replace('/', '-')}"
 
 

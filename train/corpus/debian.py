@@ -2,13 +2,11 @@
 
     OUT/debs/       the downloads, as apt verified them
     OUT/audio/      PACKAGE/path/inside/the/package, audio only, with PACKAGE/copyright beside it
-    OUT/packages/   PACKAGE.json: version, SHA-256 of the download, every audio file with its size
 
 Each stage is taken up where it stopped: a package whose audio agrees with its record is not touched again, a download
 that is complete is not repeated. What was half unpacked is unpacked anew.
 """
 
-import logging
 import re
 import shutil
 import subprocess
@@ -17,16 +15,15 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from hear_jepa.disk import atomic_path, file_sha256
+from hear_jepa.disk import atomic_path, file_sha256, write_json
 from hear_jepa.errors import CorpusError
-from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Package
-from hear_jepa.train.corpus.records import read_record, write_json
+from hear_jepa.train.corpus.records import EntryFailed, fetch_each, record_path
 
-log = logging.getLogger(__name__)
-
-SAMPLED = frozenset([".aif", ".aiff", ".au", ".flac", ".g722", ".gsm", ".mp3", ".oga", ".ogg", ".opus", ".voc", ".wav"])
-TRACKER = frozenset([".it", ".mod", ".s3m", ".xm"])  # scores with their samples inside
+SUFFIXES = frozenset(
+    [".aif", ".aiff", ".au", ".flac", ".g722", ".gsm", ".mp3", ".oga", ".ogg", ".opus", ".voc", ".wav"]
+)
+SUFFIXES |= {".it", ".mod", ".s3m", ".xm"}  # scores with their samples inside
 ARCHIVES = frozenset([".pk3", ".pk4", ".zip"])
 NEEDED = ("apt-get", "dpkg-deb")
 
@@ -42,48 +39,20 @@ def require_tools() -> None:
 
 
 def is_audio(path: str | PurePosixPath) -> bool:
-    """Whether the file's name is that of audio."""
-    return PurePosixPath(path).suffix.lower() in SAMPLED | TRACKER
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
 def fetch(packages: Iterable[Package], out: Path) -> tuple[list[dict], list[dict]]:
-    """Download and unpack `packages` under `out`; a package that fails does not stop the rest.
+    """Download and unpack `packages` under `out`; returns (records, failures), see `fetch_each`.
 
-    Returns (records, failures): a record as in OUT/packages/PACKAGE.json, a failure {"package", "reason"}. Raises
-    `CorpusError` where apt-get or dpkg-deb is missing and needed.
+    Raises `CorpusError` where apt-get or dpkg-deb is missing and needed.
     """
-    records, failures = [], []
-    for package in progress_bar(list(packages), "packages", unit="package"):
-        record = finished_record(package.package, out)
-        try:
-            if record is None:
-                require_tools()
-                record = unpack(package.package, download(package.package, out / "debs"), out)
-            records.append(record)
-        except (OSError, RuntimeError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
-            failures.append({"package": package.package, "reason": reason_of(error)})
-            log.warning("%s left out: %s", package.package, failures[-1]["reason"])
-    return records, failures
 
+    def take(package: Package) -> dict:
+        require_tools()
+        return unpack(package, download(package.name, out / "debs"), out)
 
-class PackageFailed(RuntimeError):
-    """One package cannot be had; the others can."""
-
-
-def reason_of(error: Exception) -> str:
-    """One line: of what a tool printed, its first error (apt adds advice after it), else the exception's own words."""
-    lines = (getattr(error, "stderr", None) or str(error) or repr(error)).strip().splitlines()
-    return next((line for line in lines if line.startswith("E: ")), lines[-1])
-
-
-def record_path(name: str, out: Path) -> Path:
-    """Where the record of a package lies."""
-    return out / "packages" / f"{name}.json"
-
-
-def finished_record(name: str, out: Path) -> dict | None:
-    """The record of a package that is already unpacked, if every audio file it lists is there at its full size."""
-    return read_record(record_path(name, out), out / "audio" / name)
+    return fetch_each(packages, out, take)
 
 
 def download(name: str, folder: Path) -> Path:
@@ -96,7 +65,7 @@ def download(name: str, folder: Path) -> Path:
     deb.unlink(missing_ok=True)
     run("apt-get", "-q", "download", name, cwd=folder)
     if not deb.is_file():
-        raise PackageFailed(f"apt-get did not leave {offered}")
+        raise EntryFailed(f"apt-get did not leave {offered}")
     return deb
 
 
@@ -106,31 +75,31 @@ def offer(name: str) -> tuple[str, str | None]:
         answer = run("apt-get", "--print-uris", "download", name, cwd=Path(empty))
     found = re.search(r"^'[^']+' (\S+\.deb) \d+ ?(?:SHA256:([0-9a-f]{64}))?", answer, re.MULTILINE)
     if found is None:
-        raise PackageFailed("the archive does not offer it; is `apt-get update` due?")
+        raise EntryFailed("the archive does not offer it; is `apt-get update` due?")
     return found[1], found[2]
 
 
-def unpack(name: str, deb: Path, out: Path) -> dict:
+def unpack(package: Package, deb: Path, out: Path) -> dict:
     """Keep the audio of the package under OUT/audio/NAME and write its record, both in one move each."""
-    with atomic_path(out / "audio" / name) as kept, tempfile.TemporaryDirectory(dir=out) as tree:
+    with atomic_path(out / "audio" / package.folder) as kept, tempfile.TemporaryDirectory(dir=out) as tree:
         kept.mkdir()
         run("dpkg-deb", "-x", str(deb), tree)
         keep_audio(Path(tree), kept)
-        licence = Path(tree) / "usr/share/doc" / name / "copyright"
+        licence = Path(tree) / "usr/share/doc" / package.name / "copyright"
         if licence.is_file():
             shutil.copyfile(licence, kept / "copyright")
         files = [file for file in sorted(kept.rglob("*")) if file.is_file() and is_audio(file.name)]
         if not files:
-            raise PackageFailed(f"{deb.name} holds no audio")
+            raise EntryFailed(f"{deb.name} holds no audio")
         found = [{"path": file.relative_to(kept).as_posix(), "bytes": file.stat().st_size} for file in files]
     record = {
-        "package": name,
+        "package": package.name,
         "version": run("dpkg-deb", "-f", str(deb), "Version").strip(),
         "deb": deb.name,
         "sha256": file_sha256(deb),
         "files": found,
     }
-    write_json(record_path(name, out), record)
+    write_json(record_path(package, out), record)
     return record
 
 

@@ -1,41 +1,32 @@
 """Public Git repositories of free sound -> a folder of their audio and a record of where each file came from.
 
     OUT/audio/          git-OWNER-NAME/path/in/the/repository: audio, beside the files that state its licence
-    OUT/repositories/   OWNER-NAME.json: commit, licence, every audio file with its size, and what was left out and why
 
 Each repository is taken at the commit of the list: fetched from GitHub, or read from a mirror, a folder of bare clones
 (MIRROR/OWNER/NAME.git or MIRROR/OWNER+NAME/repo) for machines without the net. Nothing that it holds is run.
 """
 
-import logging
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import atomic_path, write_json
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.folders import is_sound
-from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Repository, domain_of
 from hear_jepa.train.corpus.domains import SKIP
-from hear_jepa.train.corpus.records import read_record, write_json
-
-log = logging.getLogger(__name__)
+from hear_jepa.train.corpus.records import EntryFailed, fetch_each, listed, record_path
 
 HOST = "https://github.com"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Blobs that a clone lacks are left out, not fetched one by one; nobody is asked for a password.
 ENVIRONMENT = {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-
-
-class RepositoryFailed(RuntimeError):
-    """One repository cannot be had; the others can."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +39,20 @@ class Blob:
 
 
 def fetch(repositories: Iterable[Repository], out: Path, mirror: Path | None) -> tuple[list[dict], list[dict]]:
-    """Take the audio of `repositories` to `out`; one that fails does not stop the rest.
+    """Take the audio of `repositories` to `out`; returns (records, failures), see `fetch_each`.
 
-    Returns (records, failures): a record as in OUT/repositories, a failure {"repository", "reason"}. Raises CorpusError
-    where git or the mirror is missing.
+    Raises CorpusError where git or the mirror is missing.
     """
     if shutil.which("git") is None:
         raise CorpusError("git not found: install it, or train on your own audio")
     if mirror is not None and not mirror.is_dir():
         raise CorpusError(f"{mirror}: no such folder; --mirror names a folder of bare clones")
-    records, failures = [], []
-    for repository in progress_bar(list(repositories), "repositories", unit="repository"):
-        try:
-            record = finished_record(repository, out)
-            if record is None:
-                with clone(repository, out, mirror) as git_dir:
-                    record = take_audio(repository, git_dir, out)
-            records.append(record)
-        except (OSError, RepositoryFailed, subprocess.CalledProcessError) as error:
-            reason = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip()
-            failures.append({"repository": repository.name, "reason": reason.splitlines()[-1]})
-            log.warning("%s left out: %s", repository.name, failures[-1]["reason"])
-    return records, failures
 
+    def take(repository: Repository) -> dict:
+        with clone(repository, out, mirror) as git_dir:
+            return take_audio(repository, git_dir, out)
 
-def record_path(repository: Repository, out: Path) -> Path:
-    """Where the record of a repository lies."""
-    return out / "repositories" / f"{repository.folder.removeprefix('git-')}.json"
-
-
-def finished_record(repository: Repository, out: Path) -> dict | None:
-    """The record of a repository whose audio is there, whole, as the list has it now."""
-    record = read_record(record_path(repository, out), out / "audio" / repository.folder)
-    return record if record and record["listed"] == _listed(repository) else None
+    return fetch_each(repositories, out, take)
 
 
 @contextmanager
@@ -91,7 +63,7 @@ def clone(repository: Repository, out: Path, mirror: Path | None) -> Iterator[Pa
         places = [mirror / f"{owner}+{name}" / "repo", mirror / owner / f"{name}.git"]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:
-            raise RepositoryFailed(f"not in {mirror}")
+            raise EntryFailed(f"not in {mirror}")
         yield found
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -122,29 +94,29 @@ def take_audio(repository: Repository, git_dir: Path, out: Path) -> dict:
                 _write(folder, blob, data)
                 kept.append({"path": blob.path, "bytes": blob.size})
         if not kept:
-            raise RepositoryFailed(f"no audio in it: {len(left_out)} files left out")
-    record = {"listed": _listed(repository), "files": kept, "left_out": left_out}
+            raise EntryFailed(f"no audio in it: {len(left_out)} files left out")
+    record = {"listed": listed(repository), "files": kept, "left_out": left_out}
     write_json(record_path(repository, out), record)
     return record
 
 
 def licence_files(repository: Repository, blobs: list[Blob]) -> list[Blob]:
-    """The files that state the licence; raises RepositoryFailed where one is missing."""
+    """The files that state the licence; raises EntryFailed where one is missing."""
     found = []
     for pattern in repository.evidence:
         matching = [blob for blob in blobs if fnmatchcase(blob.path, pattern) and blob.size is not None]
         if not matching:
-            raise RepositoryFailed(f"{pattern}, which states its licence, is not in it")
+            raise EntryFailed(f"{pattern}, which states its licence, is not in it")
         found += matching
     return found
 
 
 def list_blobs(git_dir: Path, commit: str) -> list[Blob]:
-    """The regular files of a commit; raises RepositoryFailed where the clone does not hold it."""
+    """The regular files of a commit; raises EntryFailed where the clone does not hold it."""
     try:
         tree = git(git_dir, "ls-tree", "-r", "-z", "--full-tree", commit)
     except subprocess.CalledProcessError as error:
-        raise RepositoryFailed(f"commit {commit} is not in {git_dir}") from error
+        raise EntryFailed(f"commit {commit} is not in {git_dir}") from error
     entries = []
     for entry in filter(None, tree.split(b"\0")):
         mode, kind, sha, path = *entry.split(b"\t", 1)[0].split(), entry.split(b"\t", 1)[1]
@@ -162,17 +134,9 @@ def git(git_dir: Path | str, *arguments: str, data: bytes | None = None) -> byte
     return subprocess.run(command, check=True, capture_output=True, input=data, env=os.environ | ENVIRONMENT).stdout
 
 
-def _listed(repository: Repository) -> dict:
-    return {
-        **asdict(repository),
-        "rules": [list(rule) for rule in repository.rules],
-        "evidence": [*repository.evidence],
-    }
-
-
 def _write(folder: Path, blob: Blob, data: bytes) -> None:
     path = folder / blob.path
     if ".." in PurePosixPath(blob.path).parts or not path.is_relative_to(folder):
-        raise RepositoryFailed(f"it holds the path {blob.path!r}")
+        raise EntryFailed(f"it holds the path {blob.path!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

@@ -195,7 +195,3 @@ def log_totals(manifest: Manifest, out: Path) -> None:
     for name, domain in manifest.domains.items():
         log.info("%s: %.2f h in %d clips", name, domain["hours"], domain["clips"])
     log.info("%d files or parts of files skipped; see %s", len(manifest.skipped), out / FILE_NAME)
-
-
-if __name__ == "__main__":
-    raise SystemExit("this command is now: python -m hear_jepa.train.corpus files SRC… --out DIR")

@@ -1,31 +1,19 @@
-"""From the clips of a domain to batches of crops of one length: what both backends share."""
+"""From the clips of a domain to batches of crops of one length: what both backends share, and the options."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hear_jepa.options import within
+
 FULL_SCALE = 32768.0  # of int16
 DOMAINS, CROPS, SHARDS, PARTNERS = range(4)  # what random numbers are for
-
-
-class Source(Protocol):
-    """What crops of one domain are drawn from."""
-
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return int16 [samples]."""
-        ...
-
-
-class NoiseSource(Protocol):
-    """What makes noise to be mixed in."""
-
-    def noise(self, rng: np.random.Generator) -> np.ndarray:
-        """Return float32 [samples]."""
-        ...
+Draw = Callable[[np.random.Generator], np.ndarray]  # -> a crop [samples]: int16 of sound, float32 of noise
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:
@@ -71,15 +59,40 @@ class CropRule:
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """Which crops have another sound mixed in: `share` of them, `noise_share` of these with noise, others with a crop.
+class DataConfig:
+    """Where crops come from and how they are drawn."""
 
-    The signal-to-noise ratio of each is drawn evenly between the two of `snr_db`.
-    """
-
-    share: float = 0.0
-    noise_share: float = 0.5
-    snr_db: tuple[float, float] = (0.0, 20.0)
+    source: str = "shards"
+    """Folder of shards, local or any URL that WebDataset opens (a command: "pipe:aws s3 cp s3://x/{shard} -" with
+    {shard} for the file's name); or a plain folder of sounds, whose top folders name the domains."""
+    backend: Literal["auto", "decoded", "stream"] = "auto"
+    """decoded: decode everything once into a memory-mapped file; stream: read shards as they are needed; auto: decoded
+    for local audio of up to `decoded_hours`."""
+    decoded_hours: float = 100.0
+    """Hours (115 MB each) up to which `auto` takes decoded."""
+    cache_dir: Path | None = None
+    """Folder for the memory-mapped file; none: .cache inside the source."""
+    domain_weights: dict[str, float] = field(default_factory=dict)
+    """Share of crops from each domain (any scale; a domain not named gets none); empty: in proportion to hours.
+    "synthetic" is sound made on the fly, unless the source has a domain of that name."""
+    crops_per_clip: int = within(4, 1)
+    """Stream: crops taken for every clip read, long clips giving more of them than short ones."""
+    open_shards: int = within(2, 1)
+    """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
+    workers: int = within(1, 0)
+    """Stream: decoding processes of every rank; 0: a thread. Other numbers give other crops."""
+    prefetch: int = within(4, 1)
+    """Batches made ahead."""
+    timeout_s: float = within(900.0, 1)
+    """Seconds to wait for a batch; then the run ends, to be resumed when the shards can be read again."""
+    gain_db: float = within(0.0, 0)
+    """Random gain of every crop, drawn evenly from ± this many dB; 0: none."""
+    mix_share: float = within(0.0, 0, 1)
+    """Share of crops with another sound mixed in."""
+    mix_noise_share: float = within(0.5, 0, 1)
+    """Share of these whose other sound is noise of a random colour; of the rest it is another crop."""
+    mix_snr_db: tuple[float, float] = (0.0, 20.0)
+    """Their signal-to-noise ratio is drawn evenly between these two, in dB."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,7 @@ class BatchPlan:
     seed: int
     rank: int
     world_size: int
-    gain_db: float
-    mixing: Mixing = Mixing()
+    config: DataConfig = DataConfig()
 
     def domains(self, index: int) -> np.ndarray:
         """The domain of each crop of this rank's batch `index`, int [batch_size]."""
@@ -103,12 +115,12 @@ class BatchPlan:
 
     def partners(self, index: int) -> np.ndarray:
         """The domain of what is mixed into each crop, int [batch_size]; -1: nothing, len(shares): noise."""
-        if not self.mixing.share:
+        if not self.config.mix_share:
             return np.full(self.batch_size, -1)
         rng = generator(self.seed, PARTNERS, index)
         partners = self._choice(rng)
-        partners[rng.random(len(partners)) < self.mixing.noise_share] = len(self.shares)
-        partners[rng.random(len(partners)) >= self.mixing.share] = -1
+        partners[rng.random(len(partners)) < self.config.mix_noise_share] = len(self.shares)
+        partners[rng.random(len(partners)) >= self.config.mix_share] = -1
         return self._own(partners)
 
     def counts(self, index: int) -> np.ndarray:
@@ -116,29 +128,23 @@ class BatchPlan:
         taken = np.concatenate([self.domains(index), self.partners(index)])
         return np.bincount(taken[(taken >= 0) & (taken < len(self.shares))], minlength=len(self.shares))
 
-    def batch(self, index: int, sources: Sequence[Source], noise: NoiseSource) -> tuple[Tensor, Tensor | None]:
-        """Batch `index`, float32 [batch_size, samples] in [-1, 1] before the gain, drawn from one source a domain.
-
-        Returns (batch, the same before other sounds were mixed in; None where none are).
-        """
+    def batch(self, index: int, sources: Sequence[Draw], noise: Draw) -> Tensor:
+        """Batch `index`, float32 [batch_size, samples], in [-1, 1] before gain and mixing, from one source a domain."""
         first = self.rank * self.batch_size
         rngs = [generator(self.seed, CROPS, index, row) for row in range(first, first + self.batch_size)]
-        crops = [sources[domain].draw(rng) for domain, rng in zip(self.domains(index), rngs, strict=True)]
-        clean = torch.from_numpy(np.stack(crops)).float().div_(FULL_SCALE)
-        if self.gain_db:
-            gains = [10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20) for rng in rngs]
-            clean *= torch.tensor(gains)[:, None]
-        if not self.mixing.share:
-            return clean, None
-        mixed = clean.clone()
+        crops = [sources[domain](rng) for domain, rng in zip(self.domains(index), rngs, strict=True)]
+        batch = torch.from_numpy(np.stack(crops)).float().div_(FULL_SCALE)
+        if gain_db := self.config.gain_db:
+            gains = [10 ** (rng.uniform(-gain_db, gain_db) / 20) for rng in rngs]
+            batch *= torch.tensor(gains)[:, None]
         for row, (partner, rng) in enumerate(zip(self.partners(index), rngs, strict=True)):
             if partner >= 0:
-                other = noise.noise(rng) if partner == len(sources) else sources[partner].draw(rng)
-                self._mix_in(mixed[row], torch.from_numpy(np.array(other, dtype=np.float32)), rng)
-        return mixed, clean
+                other = (noise if partner == len(sources) else sources[partner])(rng)
+                self._mix_in(batch[row], torch.from_numpy(np.array(other, dtype=np.float32)), rng)
+        return batch
 
     def _mix_in(self, crop: Tensor, other: Tensor, rng: np.random.Generator) -> None:
-        ratio = 10 ** (rng.uniform(*self.mixing.snr_db) / 20)
+        ratio = 10 ** (rng.uniform(*self.config.mix_snr_db) / 20)
         crop += other * (crop.square().mean().sqrt() / other.square().mean().sqrt().clamp(min=1e-6) / ratio)
 
     def _choice(self, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hear_jepa.disk import atomic_path, locked
+from hear_jepa.disk import atomic_path, locked, write_json
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.folders import find_audio
 from hear_jepa.progress import progress_bar
@@ -46,7 +46,6 @@ class Decoded:
         return CropRule(self.lengths[clips], read, crop_samples)
 
     def hours(self, sample_rate: int) -> dict[str, float]:
-        """Hours by domain."""
         totals = np.bincount(self.domain_of, weights=self.lengths)
         return {domain: total / sample_rate / 3600 for domain, total in zip(self.domains, totals, strict=True)}
 
@@ -139,6 +138,4 @@ def _build(data: Path, index: Path, folder: Path, items: Iterator[Item | Skipped
         if not lengths:
             first = f"; first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
             raise CorpusError(f"{folder}: no usable audio, {len(skipped)} files or shards skipped{first}")
-    content = {"domains": list(domains), "domain_of": domain_of, "lengths": lengths, "skipped": skipped}
-    with atomic_path(index) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_json(index, {"domains": list(domains), "domain_of": domain_of, "lengths": lengths, "skipped": skipped})

@@ -2,75 +2,32 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.resample import SAMPLE_RATE
-from hear_jepa.options import check_fields, within
+from hear_jepa.options import check_fields
 from hear_jepa.train.data.ahead import Ahead
-from hear_jepa.train.data.crops import BatchPlan, Mixing, Source
+from hear_jepa.train.data.crops import BatchPlan, DataConfig
 from hear_jepa.train.data.decoded import Decoded, decode_folder, decode_shards
 from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.stream import Item, StreamedBatches, is_url, read_manifest
+from hear_jepa.train.data.stream import StreamedBatches, is_url, read_manifest
 from hear_jepa.train.data.synthetic import SyntheticSound
 
 SYNTHETIC = "synthetic"  # the domain that is made on the fly
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Where crops come from and how they are drawn."""
-
-    source: str = "shards"
-    """Folder of shards, local or any URL that WebDataset opens (a command: "pipe:aws s3 cp s3://x/{shard} -" with
-    {shard} for the file's name); or a plain folder of sounds, whose top folders name the domains."""
-    backend: Literal["auto", "decoded", "stream"] = "auto"
-    """decoded: decode everything once into a memory-mapped file; stream: read shards as they are needed; auto: decoded
-    for local audio of up to `decoded_hours`."""
-    decoded_hours: float = 100.0
-    """Hours (115 MB each) up to which `auto` takes decoded."""
-    cache_dir: Path | None = None
-    """Folder for the memory-mapped file; none: .cache inside the source."""
-    domain_weights: dict[str, float] = field(default_factory=dict)
-    """Share of crops from each domain (any scale; a domain not named gets none); empty: in proportion to hours.
-    "synthetic" is sound made on the fly, unless the source has a domain of that name."""
-    crops_per_clip: int = within(4, 1)
-    """Stream: crops taken for every clip read, long clips giving more of them than short ones."""
-    open_shards: int = within(2, 1)
-    """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
-    workers: int = within(1, 0)
-    """Stream: decoding processes of every rank; 0: a thread. Other numbers give other crops."""
-    prefetch: int = within(4, 1)
-    """Batches made ahead."""
-    timeout_s: float = within(900.0, 1)
-    """Seconds to wait for a batch; then the run ends, to be resumed when the shards can be read again."""
-    gain_db: float = within(0.0, 0)
-    """Random gain of every crop, drawn evenly from ± this many dB; 0: none."""
-    mix_share: float = within(0.0, 0, 1)
-    """Share of crops with another sound mixed in."""
-    mix_noise_share: float = within(0.5, 0, 1)
-    """Share of these whose other sound is noise of a random colour; of the rest it is another crop."""
-    mix_snr_db: tuple[float, float] = (0.0, 20.0)
-    """Their signal-to-noise ratio is drawn evenly between these two, in dB."""
-
-
 class CropStream(Iterator[Tensor]):
-    """An endless iterator over batches, float32 [batch_size, samples]; `skipped` counts what could not be read.
-
-    `clean` is the batch that came last before other sounds were mixed in, None where none are (`mix_share` 0).
-    """
+    """An endless iterator over batches, float32 [batch_size, samples]; `skipped` counts what could not be read."""
 
     def __init__(self, batches: Ahead, skipped: dict[str, int]):
         self._batches, self.skipped = batches, skipped
-        self.clean: Tensor | None = None
 
     def __next__(self) -> Tensor:
-        batch, self.clean, skipped = next(self._batches)
+        batch, skipped = next(self._batches)
         for kind, count in skipped.items():
             self.skipped[kind] += count
         return batch
@@ -104,21 +61,23 @@ def crop_stream(
     manifest, backend = check_source(config, sample_rate)
 
     def plan_of(shares: dict[str, float]) -> BatchPlan:
-        mixing = Mixing(config.mix_share, config.mix_noise_share, (config.mix_snr_db[0], config.mix_snr_db[1]))
-        return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config.gain_db, mixing)
+        return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config)
 
     if manifest is not None and backend == "stream":
         shares = domain_shares(config, manifest.hours)
         shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
-        options = n_samples, sample_rate, start_batch, config.crops_per_clip, config.open_shards
-        batches = StreamedBatches(config.source, shards, plan_of(shares), *options)
+        batches = StreamedBatches(shards, plan_of(shares), n_samples, sample_rate, start_batch)
         count = max(1, config.prefetch // max(1, config.workers))
         return CropStream(Ahead(batches, config.workers, count, config.timeout_s), {"shards": 0, "clips": 0})
     decoded = _decode(config, manifest, sample_rate)
     shares = domain_shares(config, decoded.hours(sample_rate))
     synthetic = SyntheticSound(n_samples, sample_rate)
-    rules = [decoded.rule(domain, n_samples) if domain in decoded.domains else synthetic for domain in shares]
-    batches = _decoded_batches(plan_of(shares), rules, synthetic, start_batch)
+    sources = [decoded.rule(domain, n_samples) if domain in decoded.domains else synthetic for domain in shares]
+    plan, draws = plan_of(shares), [source.draw for source in sources]
+
+    def batches(turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
+        return ((plan.batch(k, draws, synthetic.noise), {}) for k in itertools.count(start_batch + turn, turns))
+
     return CropStream(Ahead(batches, 0, config.prefetch, config.timeout_s), {"items": len(decoded.skipped)})
 
 
@@ -128,7 +87,7 @@ def check_source(config: DataConfig, sample_rate: int) -> tuple[Manifest | None,
     Raises OptionError for options, CorpusError for sources that cannot be used, before any audio is read.
     """
     check_fields(config, "--data.")
-    manifest = _manifest(config)
+    manifest = find_manifest(config.source)
     if manifest is not None and manifest.sample_rate != sample_rate:
         raise CorpusError(
             f"{config.source} is at {manifest.sample_rate} Hz, the front end at {sample_rate} Hz: "
@@ -151,13 +110,13 @@ def domain_shares(config: DataConfig, hours: dict[str, float]) -> dict[str, floa
     return {domain: weights[domain] / total for domain in sorted(weights) if weights[domain] > 0}
 
 
-def _manifest(config: DataConfig) -> Manifest | None:
-    """The manifest of the source; None for a plain folder of sounds."""
-    if is_url(config.source):
-        return read_manifest(config.source)
-    folder = Path(config.source)
+def find_manifest(source: str) -> Manifest | None:
+    """The manifest of shards, local or remote; None for a plain folder of sounds. Raises CorpusError."""
+    if is_url(source):
+        return read_manifest(source)
+    folder = Path(source)
     if not folder.is_dir():
-        raise CorpusError(f"{folder}: no such folder; --data.source names a folder of shards or of sounds")
+        raise CorpusError(f"{folder}: no such folder; the data are a folder of shards or of sounds")
     path = folder / FILE_NAME
     if path.exists():
         return parse_manifest(path.read_bytes(), str(path))
@@ -181,10 +140,3 @@ def _decode(config: DataConfig, manifest: Manifest | None, sample_rate: int) -> 
     if manifest is None:
         return decode_folder(folder, sample_rate, config.cache_dir)
     return decode_shards(folder, manifest, config.cache_dir)
-
-
-def _decoded_batches(plan: BatchPlan, sources: Sequence[Source], noise: SyntheticSound, start: int) -> Callable:
-    def batches(turn: int, turns: int) -> Iterator[Item]:
-        return ((*plan.batch(index, sources, noise), {}) for index in itertools.count(start + turn, turns))
-
-    return batches

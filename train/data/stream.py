@@ -26,11 +26,10 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 100
 
-Item = tuple[Tensor, Tensor | None, dict[str, int]]
+Item = tuple[Tensor, dict[str, int]]  # a batch; what was skipped, by kind
 
 
 def is_url(source: str) -> bool:
-    """Whether the source is not a local folder."""
     return "://" in source or source.startswith("pipe:")
 
 
@@ -69,17 +68,14 @@ def _open(url: str) -> Any:
 class StreamedBatches:
     """The batches of one rank, made by processes that take turns."""
 
-    source: str
     shards: tuple[tuple[Shard, ...], ...]  # of each domain; none of the synthetic one
     plan: BatchPlan
     samples: int
     sample_rate: int
     start: int
-    crops_per_clip: int
-    open_shards: int
 
     def __call__(self, turn: int, turns: int) -> Iterator[Item]:
-        """Yield (batch, clean batch, {skipped what: how many}) for ever: batches turn, turn + turns, … from `start` on.
+        """Yield (batch, {skipped what: how many}) for ever: batches turn, turn + turns, … from `start` on.
 
         Process number w of W makes batches w, w + W, … whatever batch the run starts with.
         """
@@ -93,7 +89,7 @@ class StreamedBatches:
                 if isinstance(source, DomainStream):
                     source.drawn += int(count)
         for index in itertools.count(first, turns):
-            yield *self.plan.batch(index, sources, synthetic), dict(skipped)
+            yield self.plan.batch(index, [source.draw for source in sources], synthetic.noise), dict(skipped)
             skipped.update(shards=0, clips=0)
 
 
@@ -105,10 +101,11 @@ class DomainStream:
 
     def __init__(self, batches: StreamedBatches, shards: tuple[Shard, ...], unit: int, units: int, skipped: dict):
         self._batches, self._shards, self._unit, self._units, self._skipped = batches, shards, unit, units, skipped
+        self._config = batches.plan.config
         # Too few shards to go round: all processes read all of them and share out the clips.
         self._split_clips = len(shards) < units
         own = len(shards) if self._split_clips else len(range(unit, len(shards), units))
-        self._groups_per_epoch = math.ceil(own / batches.open_shards)
+        self._groups_per_epoch = math.ceil(own / batches.plan.config.open_shards)
         self._group, self._end = -1, 0
         self._rule: CropRule  # of the group that is being read
         self._verified: set[str] = set()
@@ -127,19 +124,19 @@ class DomainStream:
                 return self._rule.draw(rng)
             except DamagedFlac as error:
                 self._skipped["clips"] += 1
-                log.warning("%s: %s; drawing another clip", self._batches.source, error)
-        raise CorpusError(f"{self._batches.source}: {ATTEMPTS} clips in a row are damaged; prepare the shards again")
+                log.warning("%s: %s; drawing another clip", self._config.source, error)
+        raise CorpusError(f"{self._config.source}: {ATTEMPTS} clips in a row are damaged; prepare the shards again")
 
     def _shards_of(self, group: int) -> list[Shard]:
         epoch, within = divmod(group, self._groups_per_epoch)
         order = generator(self._batches.plan.seed, SHARDS, epoch).permutation(len(self._shards))
         own = order if self._split_clips else order[self._unit :: self._units]
-        first = within * self._batches.open_shards
-        return [self._shards[i] for i in own[first : first + self._batches.open_shards]]
+        first = within * self._config.open_shards
+        return [self._shards[i] for i in own[first : first + self._config.open_shards]]
 
     def _crops_in(self, shards: list[Shard]) -> int:
         clips = sum(shard.clips for shard in shards)
-        return math.ceil(clips / (self._units if self._split_clips else 1)) * self._batches.crops_per_clip
+        return math.ceil(clips / (self._units if self._split_clips else 1)) * self._config.crops_per_clip
 
     def _load(self, group: int) -> CropRule:
         """Hold a group in memory; where nothing of it can be read, the next that can be takes its place."""
@@ -148,13 +145,16 @@ class DomainStream:
             if self._split_clips:
                 flacs = flacs[self._unit :: self._units] or flacs
             if flacs:
-                return flac_rule(flacs, self._batches.samples)
+                lengths = np.array([flac_length(flac) for flac in flacs])  # only what a crop needs is decoded
+                return CropRule(
+                    lengths, lambda clip, *part, flacs=flacs: read_flac(flacs[clip], *part), self._batches.samples
+                )
         files = ", ".join(sorted({shard.file for shard in self._shards})[:3])
-        raise CorpusError(f"{self._batches.source}: cannot read {files}, …; damaged or missing: prepare them again")
+        raise CorpusError(f"{self._config.source}: cannot read {files}, …; damaged or missing: prepare them again")
 
     def _read(self, shard: Shard) -> list[bytes]:
         """The FLAC files of a shard; none where it cannot be read or is not the one that the manifest describes."""
-        url = locate(self._batches.source, shard.file)
+        url = locate(self._config.source, shard.file)
         try:
             flacs = list(shard_flacs(_read(url), shard, verify=shard.file not in self._verified).values())
         except (DamagedShard, OSError) as error:
@@ -165,9 +165,3 @@ class DomainStream:
         usable = [flac for flac in flacs if flac_length(flac)]
         self._skipped["clips"] += len(flacs) - len(usable)
         return usable
-
-
-def flac_rule(flacs: list[bytes], samples: int) -> CropRule:
-    """Crops from FLAC files held in memory; only what a crop needs is decoded."""
-    lengths = np.array([flac_length(flac) for flac in flacs])
-    return CropRule(lengths, lambda clip, start, count: read_flac(flacs[clip], start, count), samples)

@@ -22,11 +22,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from hear_jepa.cli import exit_code
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
+from hear_jepa.files.shards import array_expression
 from hear_jepa.options import choose
 from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.study.plan import (
     Study,
-    array_expression,
     join_study,
     missing_runs,
     read_study,
@@ -35,14 +35,13 @@ from hear_jepa.train.study.plan import (
     share,
 )
 from hear_jepa.train.study.rows import find_rows, find_scale, resolve, seconds_of_sound
-from hear_jepa.train.study.runs import Stopped, do_run, is_main_rank
+from hear_jepa.train.study.runs import Stopped, do_run, is_main_rank, read_tasks
 from hear_jepa.train.study.sound import check_hours, survey
 
 log = logging.getLogger("hear_jepa.train.study")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The three commands and their options."""
     top = argparse.ArgumentParser("hear_jepa.train.study", None, __doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     run_command = commands.add_parser("run", help="train and probe what is missing")
@@ -63,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("out", type=Path, metavar="DIR", help="the --out of `run`")
+        if name == "report":
+            command.add_argument("--split", choices=("test", "valid"), default="test", help="valid: to choose a recipe")
         command.set_defaults(function=function)
     return top
 
@@ -98,8 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> tuple[Study, dict[str, TrainConfig], list[Task]]:
     """The study, the options of its rows and the tasks. Everything that can be refused is refused here."""
-    from hear_jepa.train.study.probe import read_tasks
-
     for name, least in (("seeds", 1), ("crops", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -151,10 +150,9 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the report and print where it is."""
     from hear_jepa.train.study.report import write_report
 
-    for path in write_report(arguments.out):
+    for path in write_report(arguments.out, arguments.split):
         print(path)
     return 0
 

@@ -12,6 +12,7 @@ import torch
 
 from hear_jepa.device import choose_device
 from hear_jepa.evaluation.model_spec import ModelSpec, load_spec
+from hear_jepa.evaluation.table import table_head
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.train.config import TrainConfig
 from hear_jepa.train.loop import train
@@ -57,7 +58,7 @@ def memory_gb(device: str) -> float:
 
 def markdown(estimates: Mapping[str, Estimate], seeds: int, batch: int, device: str) -> str:
     """The table, and the sums over rows and seeds."""
-    lines = ["| row | crops | crops/s | training, h | embedding, h |", "|---|---|---|---|---|"]
+    lines = table_head("row", "crops", "crops/s", "training, h", "embedding, h")
     for row, one in estimates.items():
         lines.append(
             f"| {row} | {one.crops:,} | {one.crops_per_s:.1f} | {one.training_h:.2f} | {one.embedding_h:.2f} |"
@@ -77,7 +78,6 @@ def markdown(estimates: Mapping[str, Estimate], seeds: int, batch: int, device: 
 
 
 def measured_batch(batch: int, device: str) -> int:
-    """Crops of a measured step."""
     return min(batch, CROPS_ON_CPU) if device == "cpu" else batch
 
 

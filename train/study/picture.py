@@ -17,7 +17,6 @@ PANELS_A_ROW = 4
 
 
 def draw(scores: Scores, path: Path) -> Path:
-    """Write the PNG."""
     n_rows = -(-len(scores.tasks) // PANELS_A_ROW)
     figure = new_figure(12, 4.6 + 2.7 * n_rows)
     above, below = figure.subfigures(2, 1, height_ratios=[4.6, 2.7 * n_rows + 0.6])
@@ -52,7 +51,7 @@ def _masking(axes: "Axes", scores: Scores) -> None:
     names = [f"{group}\n{_tasks(counts.count(group))}" for group in groups[:-1]]
     axes.set_xticks(range(len(groups)), [*names, f"all\n{_tasks(len(counts))}"])
     axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_ylabel("linear probe, test score, %")
+    axes.set_ylabel("linear probe, %")
     axes.set_title("Masking × target domain (mean and 95 % interval over seeds)")
     axes.legend(fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     _plain_frame(axes)

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hear_jepa.disk import atomic_path, locked
+from hear_jepa.disk import locked, write_json
 from hear_jepa.errors import OptionError
+from hear_jepa.files.shards import parse_shard
 from hear_jepa.train.config import differences
 
 STUDY_FILE = "study.json"
@@ -23,14 +24,11 @@ STUDY_FILE = "study.json"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One row with one seed."""
-
     row: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its result."""
         return f"{self.row}.seed-{self.seed}"
 
 
@@ -49,17 +47,14 @@ class Study:
 
     @property
     def runs(self) -> list[StudyRun]:
-        """All runs, in the order of their numbers."""
         return [StudyRun(row, seed) for seed in range(self.seeds) for row in self.rows]
 
 
 def run_folder(out: Path, run: StudyRun) -> Path:
-    """Where it trains."""
     return out / "runs" / run.row / f"seed-{run.seed}"
 
 
 def result_path(out: Path, run: StudyRun) -> Path:
-    """Where its result lies."""
     return out / "results" / f"{run.name}.json"
 
 
@@ -81,8 +76,7 @@ def join_study(out: Path, study: Study) -> Study:
     with locked(out / f".{STUDY_FILE}.lock", timeout_s=-1):  # the processes of a SLURM array begin together
         if (out / STUDY_FILE).exists():
             study = _joined(out, read_study(out), study)
-        with atomic_path(out / STUDY_FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(study), indent=1) + "\n", encoding="utf-8")
+        write_json(out / STUDY_FILE, asdict(study))
     return study
 
 
@@ -122,18 +116,5 @@ def share(runs: Sequence[int], shard: str | None, environment: Mapping[str, str]
         shard = f"{task}/{count}"
     if shard is None:
         return list(runs)
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise OptionError(f"--shard is {shard!r}: write I/N, I from 0 to N - 1")
-    return list(runs[int(index) :: int(count)])
-
-
-def array_expression(numbers: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5", as SLURM's --array takes it."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    part = parse_shard(shard)
+    return list(runs[part.index :: part.count])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import write_text
 from hear_jepa.errors import OptionError
+from hear_jepa.evaluation.table import MISSING, table_head, table_line
 from hear_jepa.train.study.claims import (
     DOMAINS,
     DURATION_ROWS,
@@ -23,28 +24,25 @@ from hear_jepa.train.study.plan import Study, read_results, read_study
 from hear_jepa.train.study.rows import MAIN_ROW
 from hear_jepa.train.study.statistics import MEAN, Interval, Scores
 
-MISSING = "–"
 
-
-def write_report(out: Path) -> tuple[Path, Path]:
+def write_report(out: Path, split: str = "test") -> tuple[Path, Path]:
     """Write the report of the results that there are; returns the paths of text and picture. Raises OptionError."""
     study = read_study(out)
     results = read_results(out, study)
     if not results:
         raise OptionError(f"{out} has no finished run yet: {len(study.runs)} are planned")
     text, picture = out / "report.md", out / "report.png"
-    draw(Scores(results), picture)
-    with atomic_path(text) as temporary:
-        temporary.write_text(markdown(study, results), encoding="utf-8")
+    draw(Scores(results, split), picture)
+    write_text(text, markdown(study, results, split))
     return text, picture
 
 
-def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
+def markdown(study: Study, results: Sequence[dict[str, Any]], split: str = "test") -> str:
     """The report as text; nothing in it but the results' scores and collapse figures depends on when they were made."""
-    scores = Scores(results)
+    scores = Scores(results, split)
     cells = [f"{strategy}-{domain}" for strategy in STRATEGIES for domain in DOMAINS]
     parts = [
-        ("", _setting(study, results)),
+        ("", _setting(study, results, split)),
         ("The paper's claims", _claims(scores)),
         ("Masking × target domain", _cells(scores, cells)),
         ("Other rows", _cells(scores, [row for row in scores.rows if row not in cells])),
@@ -57,15 +55,15 @@ def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(line for title, lines in parts for line in ([f"## {title}", ""] if title else []) + [*lines, ""])
 
 
-def _setting(study: Study, results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _setting(study: Study, results: Sequence[dict[str, Any]], split: str) -> Iterator[str]:
     options = study.options
     yield f"# Study at scale {Path(study.scale).stem}"
     yield ""
     yield (
         f"{len(results)} of {len(study.runs)} runs: {len(study.rows)} rows, {study.seeds} seeds. Encoder "
         f"{options['encoder']['width']} × {options['encoder']['depth']}; {study.crops:,} crops of the main row, as "
-        f"many seconds of sound in every other, from {study.hours:.2f} hours. Test scores in per cent of the linear "
-        "probe of frozen features, mean ± half the 95 % interval over seeds (t distribution; one seed has none)."
+        f"many seconds of sound in every other, from {study.hours:.2f} hours. Scores in per cent, {split} splits, of "
+        "the linear probe of frozen features: mean ± half the 95 % interval over seeds (Student's t)."
     )
     yield ""
     yield "![scores and intervals](report.png)"
@@ -75,11 +73,11 @@ def _claims(scores: Scores) -> Iterator[str]:
     yield "*agrees* or *disagrees*: the whole 95 % interval of the paired difference is on one side of 0; otherwise"
     yield "*undecided* at this scale. No correction for their number: of twenty true zeros one is decided by chance."
     yield ""
-    yield from _head("claim", "verdict", "points for it", "difference", "seeds", "published points for it")
+    yield from table_head("claim", "verdict", "points for it", "difference", "seeds", "published points for it")
     for claim in claims(scores):
         seeds = str(claim.difference.seeds) if claim.difference else MISSING
-        number = _signed(claim.difference)
-        yield _line(claim.text, f"**{claim.verdict}**", number, claim.measured, seeds, claim.published or MISSING)
+        number = _number(claim.difference, "+")
+        yield table_line(claim.text, f"**{claim.verdict}**", number, claim.measured, seeds, claim.published or MISSING)
     yield ""
     yield "Published points are those of the claims on duration; the paper's on masking and domain are not here."
     yield "A claim on one task of the paper is tried on the nearest task here, which is not the same data."
@@ -87,17 +85,17 @@ def _claims(scores: Scores) -> Iterator[str]:
 
 def _cells(scores: Scores, rows: Sequence[str]) -> Iterator[str]:
     columns = _columns(scores)
-    yield from _head("row", *columns)
+    yield from table_head("row", *columns)
     for row in rows:
-        yield _line(row, *(_plain(scores.of(row, _key(column))) for column in columns))
+        yield table_line(row, *(_number(scores.of(row, _key(column))) for column in columns))
 
 
 def _paired(scores: Scores) -> Iterator[str]:
     columns = _columns(scores)
-    yield from _head(f"row − {MAIN_ROW}", *columns)
+    yield from table_head(f"row − {MAIN_ROW}", *columns)
     for row in scores.rows:
         if row != MAIN_ROW:
-            yield _line(row, *(_signed(scores.difference(row, MAIN_ROW, _key(column))) for column in columns))
+            yield table_line(row, *(_number(scores.difference(row, MAIN_ROW, _key(column)), "+") for column in columns))
 
 
 def _durations(scores: Scores) -> Iterator[str]:
@@ -107,24 +105,25 @@ def _durations(scores: Scores) -> Iterator[str]:
     yield ""
     longer = [seconds for seconds in DURATION_ROWS if seconds != "2.08"]
     headings = [f"{seconds} s" for seconds in longer]
-    yield from _head("task", *headings, "nearest of the paper", *(f"published, {heading}" for heading in headings))
+    yield from table_head("task", *headings, "nearest of the paper", *(f"published, {heading}" for heading in headings))
     for task in scores.tasks:
         name = nearest_published(task)
-        ours = [_signed(scores.difference(DURATION_ROWS[seconds], DURATION_ROWS["2.08"], task)) for seconds in longer]
+        pairs = [(DURATION_ROWS[seconds], DURATION_ROWS["2.08"]) for seconds in longer]
+        ours = [_number(scores.difference(*pair, task), "+") for pair in pairs]
         theirs = [f"{published_gain(name, seconds):+.1f}" if name else MISSING for seconds in longer]
-        yield _line(task, *ours, name or MISSING, *theirs)
+        yield table_line(task, *ours, name or MISSING, *theirs)
 
 
 def _collapse(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "Of the context encoder at the last look: RankMe and deviation of embeddings less each position's mean, and"
     yield "the share of the variance that the position explains. Means over seeds, lowest and highest in brackets."
     yield ""
-    yield from _head("row", "RankMe", "of a width of", "content deviation", "position's share, %")
+    yield from table_head("row", "RankMe", "of a width of", "content deviation", "position's share, %")
     for row in dict.fromkeys(result["row"] for result in results):
         own = [result for result in results if result["row"] == row]
         collapse = [result["collapse"] for result in own]
         cells = [_range(collapse, "rank_me", 1, 1), str(own[0]["width"])]
-        yield _line(row, *cells, _range(collapse, "content_std", 1, 2), _range(collapse, "position_share", 100, 0))
+        yield table_line(row, *cells, _range(collapse, "content_std", 1, 2), _range(collapse, "position_share", 100, 0))
 
 
 def _published() -> Iterator[str]:
@@ -132,9 +131,9 @@ def _published() -> Iterator[str]:
     yield f"{content['source']}. Its data, its size and its tasks are others: compare the direction, not the level."
     yield ""
     tasks = list(content["durations"]["2.08"])
-    yield from _head("crop", *tasks)
+    yield from table_head("crop", *tasks)
     for seconds, figures in content["durations"].items():
-        yield _line(f"{seconds} s", *(f"{figures[task]:.1f}" for task in tasks))
+        yield table_line(f"{seconds} s", *(f"{figures[task]:.1f}" for task in tasks))
 
 
 def _cost(results: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -154,15 +153,7 @@ def _key(column: str) -> str:
     return column.strip("*")
 
 
-def _plain(score: Interval | None) -> str:
-    return _number(score, "")
-
-
-def _signed(score: Interval | None) -> str:
-    return _number(score, "+")
-
-
-def _number(score: Interval | None, sign: str) -> str:
+def _number(score: Interval | None, sign: str = "") -> str:
     if score is None or math.isnan(score.mean):
         return MISSING
     return f"{score.mean:{sign}.1f}" + ("" if math.isnan(score.half_width) else f" ± {score.half_width:.1f}")
@@ -173,11 +164,3 @@ def _range(collapse: Sequence[dict[str, float]], name: str, times: float, digits
     if not values:
         return MISSING
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
-
-
-def _head(*names: str) -> list[str]:
-    return [_line(*names), "|" + "---|" * len(names)]
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -99,10 +99,5 @@ def _steps(scale: TrainConfig, config: TrainConfig, crops: int | None) -> int:
 
 
 def seconds_of_sound(config: TrainConfig) -> float:
-    """What a run hears, in seconds."""
-    return config.optim.steps * config.optim.batch_size * crop_s(config)
-
-
-def crop_s(config: TrainConfig) -> float:
-    """Duration of a crop in seconds."""
-    return config.encoder.frames * config.front_end.hop_length / config.front_end.sample_rate
+    crop_s = config.encoder.frames * config.front_end.hop_length / config.front_end.sample_rate
+    return config.optim.steps * config.optim.batch_size * crop_s

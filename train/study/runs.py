@@ -1,6 +1,5 @@
 """One run of a study from its options to its result: trained, probed, kept."""
 
-import json
 import logging
 import os
 import platform
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 
 from hear_jepa import __version__
-from hear_jepa.disk import atomic_path, locked
+from hear_jepa.disk import locked, write_json
 from hear_jepa.errors import HearJepaError, LockError
-from hear_jepa.evaluation.tasks import Task
+from hear_jepa.evaluation.model_spec import ModelSpec, load_spec
+from hear_jepa.evaluation.runs import summarise
+from hear_jepa.evaluation.scoring import check_protocol, main_score, score_task
+from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
 from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.finish import ENCODER_FILE
@@ -22,10 +24,10 @@ from hear_jepa.train.loop import train
 from hear_jepa.train.metrics_log import read_metrics
 from hear_jepa.train.run_state import BEST, LATEST, PREVIOUS
 from hear_jepa.train.study.plan import StudyRun, result_path, run_folder
-from hear_jepa.train.study.probe import probe_tasks
 
 log = logging.getLogger(__name__)
 
+PROTOCOL = "linear"  # validation splits choose, test splits are reported
 COLLAPSE = ("rank_me", "content_std", "std", "position_share")
 
 
@@ -67,8 +69,7 @@ def _do_run(config: TrainConfig, run: StudyRun, out: Path, data: str, tasks: Seq
     config = run_config(config, run, out, data)
     checkpoint = _train(config)
     result = _result(config, run, checkpoint, probe_tasks(checkpoint, tasks))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(path, result)
     for name in (LATEST, PREVIOUS, BEST):  # only going on needs them, and they are most of the disk
         (config.out / name).unlink(missing_ok=True)
     mean = sum(score["test"] for score in result["scores"].values()) / len(result["scores"])
@@ -104,7 +105,6 @@ def _result(config: TrainConfig, run: StudyRun, checkpoint: Path, scores: dict[s
 
 
 def _collapse(folder: Path) -> dict[str, float]:
-    """The last look at the context encoder."""
     found = {}
     for line in read_metrics(folder):
         found |= {name: line[f"context/{name}"] for name in COLLAPSE if f"context/{name}" in line}
@@ -125,3 +125,25 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def read_tasks(folder: Path) -> list[Task]:
+    """The tasks of a folder, checked: raises TaskError for one without a validation split, or that cannot be probed."""
+    tasks = [read_task(path) for path in find_tasks(folder)]
+    for task in tasks:
+        check_protocol(task, PROTOCOL)
+    return tasks
+
+
+def probe_tasks(checkpoint: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """By task: its category of sound and its validation and test scores in per cent, means over folds or probe seeds.
+
+    Windows are as long as the crops that the encoder was trained on: the checkpoint says so itself.
+    """
+    model = load_spec(ModelSpec(str(checkpoint), "hear_jepa", str(checkpoint)))
+    found = {}
+    for task in tasks:
+        scores = summarise(score_task(task, model, protocol=PROTOCOL, device=str(model.device)))
+        splits = scores[main_score(task, PROTOCOL)]
+        found[task.name] = {"category": task.domain} | {split: 100 * splits[split]["mean"] for split in splits}
+    return found

@@ -9,8 +9,7 @@ import soundfile
 
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.folders import find_audio
-from hear_jepa.train.data.manifest import FILE_NAME, Manifest, parse_manifest
-from hear_jepa.train.data.stream import is_url, read_manifest
+from hear_jepa.train.data.sampler import find_manifest
 
 MOST_PASSES = 100  # the paper's 300 epochs hear every second of AudioSet about 60 times
 
@@ -25,14 +24,10 @@ class Sound:
 
 def survey(source: str) -> Sound:
     """Of a folder of shards, local or remote, or of a plain folder of sounds. Raises CorpusError."""
-    if is_url(source):
-        return _of_shards(read_manifest(source))
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CorpusError(f"{folder}: no such folder; --data names a folder of shards or of sounds")
-    if (manifest := folder / FILE_NAME).exists():
-        return _of_shards(parse_manifest(manifest.read_bytes(), str(manifest)))
-    return _of_folder(folder)
+    manifest = find_manifest(source)
+    if manifest is None:
+        return _of_folder(Path(source))
+    return Sound(sum(manifest.hours.values()), _digest([asdict(shard) for shard in manifest.shards]))
 
 
 def check_hours(sound: Sound, seconds: float, what: str) -> None:
@@ -43,10 +38,6 @@ def check_hours(sound: Sound, seconds: float, what: str) -> None:
             f"{what} hears {seconds / 3600:.1f} hours, the corpus has {sound.hours:.2f}: every second {passes:.0f} "
             f"times, and more than {MOST_PASSES} times is no pretraining; give more sound or fewer --crops"
         )
-
-
-def _of_shards(manifest: Manifest) -> Sound:
-    return Sound(sum(manifest.hours.values()), _digest([asdict(shard) for shard in manifest.shards]))
 
 
 def _of_folder(folder: Path) -> Sound:

@@ -40,16 +40,16 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 class Scores:
-    """Test scores of a study in per cent, by row, seed and what is scored: a task, a category of sound, or all tasks.
+    """Scores on one split in per cent, by row, seed and what is scored: a task, a category of sound, or all tasks.
 
     A category's score is the mean of its tasks, `mean` that of all tasks.
     """
 
-    def __init__(self, results: Sequence[Mapping[str, Any]]):
+    def __init__(self, results: Sequence[Mapping[str, Any]], split: str = "test"):
         self.tasks: dict[str, str] = {}  # category by task
         self._values: dict[str, dict[int, dict[str, float]]] = {}
         for result in results:
-            tests = {task: score["test"] for task, score in result["scores"].items()}
+            tests = {task: score[split] for task, score in result["scores"].items()}
             self.tasks |= {task: score["category"] for task, score in result["scores"].items()}
             means = {category: _mean(tests, self.tasks, category) for category in self.categories}
             means[MEAN] = float(np.mean(list(tests.values())))
@@ -62,7 +62,6 @@ class Scores:
 
     @property
     def rows(self) -> list[str]:
-        """The rows with a result."""
         return list(self._values)
 
     def of(self, row: str, what: str = MEAN) -> Interval | None:

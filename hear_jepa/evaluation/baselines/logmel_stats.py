@@ -13,6 +13,7 @@ from hear_jepa.api import checkpoint_file
 from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig, LogMel
+from hear_jepa.options import check_name
 
 PAPER = FrontEndConfig(sample_rate=16000, n_fft=400, hop_length=160, n_mels=80, f_min=50.0, f_max=8000.0)
 FRONT_ENDS = ("model", "paper")
@@ -32,7 +33,6 @@ class LogMelStats(nn.Module):
         self.log_mel = LogMel(front_end)
 
     def scene(self, audio: Tensor) -> Tensor:
-        """[B, samples] -> [B, 2 · mels]."""
         return _statistics(self.log_mel(audio))
 
     def timestamps(self, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +52,7 @@ def _statistics(frames: Tensor) -> Tensor:
 
 def load_model(model_file_path: str = "", hop_ms: int = 40, front_end: str = "model") -> LogMelStats:
     """HEAR API; a checkpoint gives its front end and, around a timestamp, the width of its columns."""
-    if front_end not in FRONT_ENDS:
-        raise OptionError(f"front_end must be one of {', '.join(FRONT_ENDS)}, not {front_end!r}")
+    check_name(front_end, FRONT_ENDS, "front_end")
     with checkpoint_file(model_file_path) as path:
         checkpoint = load_checkpoint(path)
     own = checkpoint.front_end
@@ -62,10 +61,8 @@ def load_model(model_file_path: str = "", hop_ms: int = 40, front_end: str = "mo
 
 
 def get_scene_embeddings(audio: Tensor, model: LogMelStats) -> Tensor:
-    """HEAR API: [n_sounds, n_samples] -> [n_sounds, 2 · mels]."""
     return model.scene(audio)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: LogMelStats) -> tuple[Tensor, Tensor]:
-    """HEAR API: [n_sounds, n_samples] -> ([n_sounds, T, 2 · mels], [n_sounds, T] in ms)."""
     return model.timestamps(audio)

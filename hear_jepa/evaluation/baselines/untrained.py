@@ -28,10 +28,8 @@ def load_model(model_file_path: str = "", seed: int = 0, **options: Any) -> Embe
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
-    """HEAR API: [n_sounds, n_samples] -> [n_sounds, D]."""
     return hear_jepa.get_scene_embeddings(audio, model)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: Embedder) -> tuple[Tensor, Tensor]:
-    """HEAR API: [n_sounds, n_samples] -> ([n_sounds, T, D], [n_sounds, T] in ms)."""
     return hear_jepa.get_timestamp_embeddings(audio, model)
