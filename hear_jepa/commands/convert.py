@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="file to write, NAME.safetensors")
     parser.add_argument("--family", choices=tuple(FAMILIES), help="where the tensors' names do not tell")
-    parser.add_argument("--encoder", choices=ENCODERS, help="which of a file of the paper's code (default: context)")
+    parser.add_argument("--encoder", choices=ENCODERS, help="of a file with two (default: the one its authors serve)")
     parser.add_argument("--mean", type=float, help="mean of the log-mel in training, where the file holds none")
     parser.add_argument("--std", type=float, help="standard deviation of the log-mel in training")
     parser.add_argument("--heads", type=int, help="attention heads, where the width does not tell")

@@ -116,7 +116,8 @@ class LogMel(nn.Module):
         with full_float32(audio.device.type):
             power = self._power(audio.float())
             if self.config.spectrum == "magnitude":
-                power = (power + MAGNITUDE_FLOOR).sqrt()
+                # Not `power + floor`: the exporter to ONNX takes what is added below 1e-8 for nothing.
+                power = (power / MAGNITUDE_FLOOR + 1).sqrt() * MAGNITUDE_FLOOR**0.5
             # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
             bands = F.conv1d(power, self.mel.mel_basis[:, :, None])
             floor = self.config.log_floor
