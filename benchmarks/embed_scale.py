@@ -41,7 +41,8 @@ def write_sounds(folder: Path, count: int, seconds: float, first: int = 0) -> Pa
     length = int(16000 * seconds)
     for number in range(first, first + count):
         start = 977 * number % (len(noise) - length)
-        soundfile.write(folder / f"{number:06d}.wav", noise[start : start + length], 16000)
+        if not (path := folder / f"{number:06d}.wav").exists():
+            soundfile.write(path, noise[start : start + length], 16000)
     return folder
 
 
@@ -219,7 +220,7 @@ def main() -> None:
     measures = {
         "shards": lambda folder: [measure_shards(folder, options.files, options.rounds)],
         "ray": lambda folder: [measure_ray(folder, options.files, options.rounds)],
-        "append": lambda folder: [measure_append(folder, options.index, f"o{end}") for end in (".npz", ".parquet", "")],
+        "append": lambda folder: (measure_append(folder, options.index, f"o{end}") for end in (".npz", ".parquet", "")),
         "memory": lambda folder: [measure_memory(folder, options.index)],
     }
     for name, measure in measures.items():

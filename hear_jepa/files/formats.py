@@ -78,16 +78,6 @@ def open_output(path: str | Path) -> Stored:
         raise OptionError(f"{path} does not hold embeddings of `hear-jepa embed` ({error})") from error
 
 
-def certain_output(path: str | Path) -> Stored | None:
-    """What is certainly an output of `hear-jepa embed`, with nothing else in it; None for anything else."""
-    try:
-        stored = open_output(path)
-    except OptionError:
-        return None
-    ours = not is_parts(path) and "kind" in stored.settings
-    return stored if ours and FORMATS[format_of(path)].holds_nothing_else(Path(path), stored) else None
-
-
 def is_parts(path: str | Path) -> bool:
     """Whether an output is a folder of parts that many machines wrote (see `hear_jepa.files.shards`)."""
     return (Path(path) / "_dataset.json").is_file()

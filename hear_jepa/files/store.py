@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy
 
-from hear_jepa.disk import atomic_path, locked, remove_abandoned, temporary_folder
-from hear_jepa.errors import LockError, OptionError
+from hear_jepa.disk import atomic_path, remove_abandoned, temporary_folder
+from hear_jepa.errors import OptionError
 from hear_jepa.files.embed import FileEnd, Piece
-from hear_jepa.files.formats import certain_output, format_of, write_output
+from hear_jepa.files.formats import format_of, write_output
+from hear_jepa.files.output import held_by, is_there, locked_output, stamp_of
 from hear_jepa.files.records import FileRecord, RowFile, Stored, as_text
 from hear_jepa.files.sounds import Sound, is_url
 
@@ -60,7 +61,7 @@ class EmbeddingStore:
         self._added_to: list[Key] = []  # what the output held before, in order
         self._n_new = 0  # records that it did not hold
         self._files = ExitStack()
-        self._files.enter_context(self._locked())
+        self._files.enter_context(locked_output(self.out))
         try:
             self._check_output()
         except BaseException:
@@ -153,15 +154,15 @@ class EmbeddingStore:
     def finish(self, order: Iterable[Sound]) -> list[FileRecord]:
         """Write the output, its sounds in the order given, after those that it held before; remove the parts."""
         self._data.flush()
-        if self._append and self._there() and not self._n_new:
+        if self._append and is_there(self.out) and not self._n_new:
             self._remove_parts()
             return self.records
         wanted = dict.fromkeys(key_of(sound.path, sound.excerpt) for sound in order)
         others = [key for key in self._records if key not in wanted] if self._append else []
         keys = dict.fromkeys([*self._added_to, *others, *wanted])
         records = [self._records[key] for key in keys if key in self._records]
-        if self._stamp_of_output() != self._stamp:  # someone else's by now?
-            self._certain_output()
+        if stamp_of(self.out) != self._stamp:  # someone else's by now?
+            held_by(self.out)
         write_output(self.out, self._with_rows_of_base(records), self._rows, self.settings)
         self._remove_parts()
         return records
@@ -174,46 +175,15 @@ class EmbeddingStore:
         self._open.clear()
         self._files.close()
 
-    def _locked(self):
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        stack = ExitStack()
-        try:
-            stack.enter_context(locked(self.out.with_name(f".{self.out.name}.lock")))
-        except LockError as error:
-            raise OptionError(f"another run is writing {self.out}: wait for it, or choose another --out") from error
-        return stack
-
     def _check_output(self) -> None:
         if self.parts.exists() and not _holds_parts(self.parts):
             raise OptionError(f"{self.parts} is not what `hear-jepa embed` leaves: choose another --out")
-        self._stamp, self._before = self._stamp_of_output(), self._certain_output()
-        if self._there() and not (self._append or self._overwrite or self.parts.exists()):
+        self._stamp, self._before = stamp_of(self.out), held_by(self.out)
+        if is_there(self.out) and not (self._append or self._overwrite or self.parts.exists()):
             raise OptionError(
                 f"{self.out} exists already: choose another --out, add new files to it with --append, or replace it "
                 "with --overwrite"
             )
-
-    def _certain_output(self) -> Stored | None:
-        """What the output holds, None where nothing is there. Raises OptionError for what is not certainly ours."""
-        if not self._there():
-            return None
-        if (stored := certain_output(self.out)) is None:
-            raise OptionError(
-                f"{self.out} exists, and is not certainly an earlier output of `hear-jepa embed` with nothing else in "
-                "it: it is left as it is; choose another --out"
-            )
-        return stored
-
-    def _stamp_of_output(self) -> list[tuple[int, int, int]]:
-        """Changes when something is put in the place of the output, or into it."""
-        found = [self.out, *sorted(self.out.iterdir())] if self.out.is_dir() else [self.out]
-        status = [os.stat(path) for path in found if path.exists()]
-        return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in status]
-
-    def _there(self) -> bool:
-        """Whether there is something at `out` that could be lost."""
-        empty_folder = self.out.is_dir() and not any(self.out.iterdir())
-        return os.path.lexists(self.out) and not empty_folder
 
     def _command_line(self) -> dict[str, Any]:
         return {"settings": self.settings, "inputs": self._inputs, "append": self._append}
