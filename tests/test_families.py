@@ -200,12 +200,22 @@ def test_the_tensors_tell_the_family_and_not_the_name(tmp_path):
         convert(write(tmp_path, both))
 
 
-def test_families_that_are_not_served_are_named_with_the_reason(tmp_path):
-    names = ("encoder.pos_embed", "encoder.blocks.0.attn.Wqkv.weight")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("encoder.pos_embed", "encoder.blocks.0.attn.Wqkv.weight"),
+            "of Audio-JEPA .*, which is not served: its frames are 19.53125 ms apart",
+        ),
+        (
+            ("model.modality_encoders.IMAGE.local_encoder.proj.weight", "model.blocks.0.attn.qkv.weight"),
+            "of EAT, which is not served: its blocks normalise after the residual",
+        ),
+    ],
+)
+def test_families_that_are_not_served_are_named_with_the_reason(tmp_path, names, message):
     path = write(tmp_path, {"state_dict": {name: torch.zeros(3) for name in names}}, "last.ckpt")
-    with pytest.raises(
-        CheckpointError, match="of Audio-JEPA .*, which is not served: its frames are 19.53125 ms apart"
-    ):
+    with pytest.raises(CheckpointError, match=message):
         convert(path)
     with pytest.raises(CheckpointError, match="which is not served"):
         load_model(path)
