@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from hear_jepa import Embedder, get_scene_embeddings, get_timestamp_embeddings, load_model
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import read_audio
+from hear_jepa.files.audio import read_audio, read_blocks
 from hear_jepa.files.find import find_sources
+from hear_jepa.files.live import WindowStream
 
 CLIPS, CLIP_S = 4, 10
 PRODUCTS = 10  # of two matrices of MATRIX × MATRIX in a turn
@@ -67,23 +69,45 @@ def report_clips(model: Embedder, rounds: int, now: Clock) -> None:
 
 
 def report_files(model: Embedder, paths: list[Path], rounds: int, now: Clock) -> None:
-    """`embed_files` beside the plain loop: speed, and the largest difference of the embeddings."""
+    """`embed_files` beside the plain loop: speed, the largest difference of the embeddings, and where the time goes."""
+    ours: dict[Path, Tensor] = {}
+    theirs: dict[Path, Tensor] = {}
+    duration_s = {}
 
-    def plain(path: Path) -> Tensor | None:
-        try:
-            return get_scene_embeddings(read_audio(path, model.sample_rate, mono=True)[0], model)[0]
-        except AudioError:
-            return None
+    def embedded() -> None:
+        for file in model.embed_files(paths):
+            if file.error is None:
+                ours[file.path], duration_s[file.path] = torch.from_numpy(file.embeddings[0]), file.duration_s
 
-    loop, files = in_turns(rounds, now, lambda: [plain(path) for path in paths], lambda: list(model.embed_files(paths)))
-    embedded = [file for file in model.embed_files(paths) if file.error is None]
-    pairs = [(torch.from_numpy(file.embeddings[0]), plain(Path(file.path))) for file in embedded]
-    worst = max((float((ours - theirs).abs().max()) for ours, theirs in pairs if theirs is not None), default=0.0)
-    sound_s = sum(file.duration_s for file in embedded)
-    print(f"{len(paths)} files, {len(paths) - len(embedded)} failed, {sound_s / 3600:.2f} h of sound")
+    def plain() -> None:
+        for path in paths:
+            with suppress(AudioError):
+                theirs[path] = get_scene_embeddings(read_audio(path, model.sample_rate, mono=True)[0], model)[0]
+
+    def read(rate: int | None, cut: bool = False) -> None:
+        for path in paths:
+            stream = WindowStream(model, model.scene_hop_ms)
+            with suppress(AudioError):
+                for block in read_blocks(path, sample_rate=rate, mono=True):
+                    if cut:
+                        stream.feed(block[0])
+                stream.finish()
+
+    rate, stages = model.sample_rate, ("decoding", "resampling", "log-mel", "encoding and the rest")
+    loop, *times = in_turns(
+        rounds, now, plain, lambda: read(None), lambda: read(rate), lambda: read(rate, True), embedded
+    )
+    sound_s, files = sum(duration_s.values()), times[-1]
+    worst = max(float((ours[path] - theirs[path]).abs().max()) for path in ours)
+    print(f"{len(paths)} files, {len(paths) - len(ours)} failed, {sound_s / 3600:.2f} h of sound")
     print(
         f"files: {sound_s / files:.0f} × real time, {loop / files:.2f} × a plain loop, largest difference {worst:.1e}"
     )
+    shares = (
+        f"{name} {(after - before) / files:.0%}"
+        for name, before, after in zip(stages, [0, *times[:-1]], times, strict=True)
+    )
+    print(f"of that: {', '.join(shares)}")
 
 
 def main() -> None:
