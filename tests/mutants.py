@@ -88,7 +88,7 @@ FAULTS = [
     Fault("train/masking.py", "(rows - height + 1)).long()", "(rows - height)).long()", "test_masking.py"),
     Fault("train/masking.py", "(columns - width + 1)).long()", "(columns - width)).long()", "test_masking.py"),
     Fault("train/masking.py", "(n_masks, 1), rows, columns, generator) & ~target\n    return", "(n_masks, 1), rows, columns, generator)\n    return", "test_masking.py"),
-    Fault("train/masking.py", ".repeat_interleave(rows, dim=1))", ".repeat(1, rows))", "test_masking.py"),
+    Fault("train/masking.py", "part[..., None] * rows + whole", "part[..., None] + whole", "test_masking.py"),
     Fault("train/masking.py", "unflatten(0, (config.masks_per_crop, n_crops))", "unflatten(0, (n_crops, config.masks_per_crop)).transpose(0, 1)", "test_masking.py test_loop_by_hand.py"),
     Fault("train/masking.py", "order[:, :count].sort(dim=1).values", "order[:, :count]", "test_masking.py"),
     # the model that is trained

@@ -103,7 +103,7 @@ def test_impossible_bounds_and_unknown_names_are_refused():
     for message, strategy, options in [
         ("no block", "multi-block", {"target_scale": (0.15, 0.16), "target_aspect": (0.9, 1.1)}),
         ("no patch of a kind", "multi-block", {"target_scale": (1.0, 1.0), "target_aspect": (0.0, 9.0)}),
-        ("no span", "time", {"target_scale": (0.02, 0.03)}),
+        ("no block on a 1×13", "time", {"target_scale": (0.02, 0.03)}),
         ("no context or no target", "unstructured", {"context_share": 1.0}),
         *(("target share", "unstructured", {"target_share": share}) for share in (0.61, 0.001, -0.2)),
     ]:

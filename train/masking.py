@@ -5,7 +5,7 @@ holds them by name. Tokens are counted in time-major order (see `hear_jepa.model
 never share a patch, and all masks of a batch are of one length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -88,29 +88,19 @@ def unstructured(config: MaskConfig, n_masks: int, rows: int, columns: int, gene
 
 def multi_block(config: MaskConfig, n_masks: int, rows: int, columns: int, generator: Generator) -> Mask:
     """Targets: the union of rectangles. Context: one large block, of any aspect, less the targets (I-JEPA)."""
-    target = place(
-        block_shapes(rows, columns, config.target_scale, config.target_aspect),
-        (n_masks, config.target_blocks),
-        rows,
-        columns,
-        generator,
-    )
+    target_shapes = block_shapes(rows, columns, config.target_scale, config.target_aspect)
     context_shapes = block_shapes(rows, columns, config.context_scale, (0.0, float("inf")))
+    target = place(target_shapes, (n_masks, config.target_blocks), rows, columns, generator)
     context = place(context_shapes, (n_masks, 1), rows, columns, generator) & ~target
     return Mask(*(one_length(chosen, torch.rand(chosen.shape, generator=generator)) for chosen in (context, target)))
 
 
 def time_spans(config: MaskConfig, n_masks: int, rows: int, columns: int, generator: Generator) -> Mask:
-    """The same with spans of whole columns; what is cut to one length are whole columns too."""
-    target_shapes = span_shapes(rows, columns, config.target_scale)
-    target = place(target_shapes, (n_masks, config.target_blocks), rows, columns, generator)
-    context_shapes = span_shapes(rows, columns, config.context_scale)
-    context = place(context_shapes, (n_masks, 1), rows, columns, generator) & ~target
-
-    def cut(chosen: Tensor) -> Tensor:
-        return one_length(chosen, torch.rand(n_masks, columns, generator=generator).repeat_interleave(rows, dim=1))
-
-    return Mask(cut(context), cut(target))
+    """The same on a grid of one row, with its columns whole: what is cut to one length are whole columns too."""
+    flat = replace(config, target_aspect=(0.0, float("inf")))
+    spans = multi_block(flat, n_masks, 1, columns, generator)
+    whole = torch.arange(rows)
+    return Mask(*((part[..., None] * rows + whole).flatten(1) for part in spans))
 
 
 STRATEGIES = {"unstructured": unstructured, "multi-block": multi_block, "time": time_spans}
@@ -128,14 +118,6 @@ def block_shapes(rows: int, columns: int, scale: tuple[float, float], aspect: tu
     ]
     if not shapes:
         raise OptionError(f"no block on a {rows}×{columns} grid has a scale in {scale} and an aspect in {aspect}")
-    return shapes
-
-
-def span_shapes(rows: int, columns: int, scale: tuple[float, float]) -> Shapes:
-    """All spans of whole columns whose share of the grid lies within the bounds, as (rows, width)."""
-    shapes = [(rows, width) for width in range(1, columns + 1) if _within(width / columns, scale)]
-    if not shapes:
-        raise OptionError(f"no span of whole columns among {columns} has a scale in {scale}")
     return shapes
 
 

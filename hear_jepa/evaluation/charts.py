@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from hear_jepa.evaluation.table import Column, Row, domain_means, domains_of, short_names
 from hear_jepa.figures import new_figure, save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLOURS = ("#2a6f97", "#e07a1f", "#4f9d69", "#b5446e", "#7b5ea7", "#8a7340", "#3aa6b9", "#d1495b")
 GROUP_WIDTH = 0.9  # of the distance between two domains
@@ -30,7 +27,7 @@ def draw(path: Path, rows: list[Row], columns: Sequence[Column], split: str) -> 
     save_figure(figure, path)
 
 
-def _panel(axes: "Axes", rows: list[Row], columns: Sequence[Column]) -> None:
+def _panel(axes: Any, rows: list[Row], columns: Sequence[Column]) -> None:
     domains, short = domains_of(columns), short_names(columns)
     width = GROUP_WIDTH / max(1, len(rows))
     tasks = {domain: [column.name for column in columns if column.domain == domain] for domain in domains}

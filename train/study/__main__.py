@@ -24,6 +24,7 @@ from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.files.shards import array_expression
 from hear_jepa.options import choose
+from hear_jepa.progress import progress_bar
 from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.study.plan import (
     Study,
@@ -129,7 +130,7 @@ def _dry_run(study: Study, configs: dict[str, TrainConfig], tasks: list[Task], d
     from hear_jepa.train.study.estimate import estimate, markdown
 
     estimates = {}
-    for name, config in tqdm(configs.items(), "measure", unit="row", disable=not sys.stderr.isatty()):
+    for name, config in progress_bar(configs.items(), "measure", len(configs), unit="row"):
         estimates[name] = estimate(config, data, tasks)
     first = next(iter(configs.values()))
     print(markdown(estimates, study.seeds, first.optim.batch_size, choose_device(first.compute.device).type))

@@ -1,14 +1,11 @@
 """The study as one picture: above, masking × target domain by category of sound; below, curves over the duration."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hear_jepa.figures import new_figure, save_figure
 from hear_jepa.train.study.claims import DOMAINS, DURATION_ROWS, STRATEGIES, nearest_published, published_gain
 from hear_jepa.train.study.statistics import MEAN, Scores
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLOURS = {"unstructured": "#2a6f97", "multi-block": "#e07a1f", "time": "#4f9d69"}
 MARKERS = {"input": "o", "latent": "s"}
@@ -30,7 +27,7 @@ def draw(scores: Scores, path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def _masking(axes: "Axes", scores: Scores) -> None:
+def _masking(axes: Any, scores: Scores) -> None:
     """Six marks a category: three strategies, each with filled (input) and open (latent) targets."""
     groups = [*scores.categories, MEAN]
     for index, (strategy, domain) in enumerate((s, d) for s in STRATEGIES for d in DOMAINS):
@@ -57,7 +54,7 @@ def _masking(axes: "Axes", scores: Scores) -> None:
     _plain_frame(axes)
 
 
-def _duration(axes: "Axes", scores: Scores, task: str) -> None:
+def _duration(axes: Any, scores: Scores, task: str) -> None:
     seconds = [float(text) for text in DURATION_ROWS]
     found = {text: scores.difference(row, DURATION_ROWS["2.08"], task) for text, row in DURATION_ROWS.items()}
     found = {text: gain for text, gain in found.items() if gain}
@@ -85,7 +82,7 @@ def _duration(axes: "Axes", scores: Scores, task: str) -> None:
     _plain_frame(axes)
 
 
-def _plain_frame(axes: "Axes") -> None:
+def _plain_frame(axes: Any) -> None:
     axes.grid(axis="y", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
