@@ -41,7 +41,7 @@ from hear_jepa.model.checkpoint import save_checkpoint
 
 TASKS = Path(__file__).parent / "tasks"
 N_SHARES = 3
-HANG_S = 120  # a step that takes longer hangs
+HANG_S = 600  # a step that takes longer hangs
 
 
 @dataclass

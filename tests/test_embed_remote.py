@@ -10,12 +10,9 @@
 import http.server
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tarfile
 import threading
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -108,37 +105,23 @@ def web(folder, tmp_path):
 def s3(folder):
     """A bucket of the sounds; fsspec's file system of it."""
     fsspec = pytest.importorskip("fsspec")
-    for name in ("moto.server", "s3fs"):
-        pytest.importorskip(name, reason="needs moto[server] and s3fs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)  # at a port that is free
+    server.start()
+    port = server.get_host_and_port()[1]
     variables = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     variables |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in variables.items():
             environment.setenv(name, value)
         try:
-            wait_for(port)
             system = fsspec.filesystem("s3", skip_instance_cache=True)
             system.mkdir(BUCKET)
             system.put([str(path) for path in folder.iterdir()], f"{BUCKET}/deep/")
             yield system
         finally:
-            server.kill()
-            server.wait()
-
-
-def wait_for(port: int) -> None:
-    """Until a server listens."""
-    for _ in range(600):
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(port)
+            server.stop()
 
 
 def spy(monkeypatch) -> list:

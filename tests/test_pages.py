@@ -45,7 +45,7 @@ def browser():
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    chrome.set_script_timeout(10)
+    chrome.set_script_timeout(120)
     yield chrome
     chrome.quit()
 
