@@ -536,6 +536,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # forks of this process compute
+    print("| what was tried | times | what became of it | lost |\n|---|---|---|---|")
     results: list[Result] = []
     for name, (attack, count, short_count) in ATTACKS.items():
         if options.only in (None, name):
@@ -544,10 +545,9 @@ def main() -> int:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 found = attack(random.Random(options.seed), number, Path(folder))
-                results += [found] if isinstance(found, Result) else found
-    print("| what was tried | times | what became of it | lost |\n|---|---|---|---|")
-    for result in results:
-        print(result.row())
+                for result in [found] if isinstance(found, Result) else found:
+                    print(result.row(), flush=True)
+                    results.append(result)
     for result in results:
         for loss in result.lost[:10]:
             print(f"LOST in {result.what}: {loss}", file=sys.stderr)

@@ -115,7 +115,7 @@ def _batches(records: list[FileRecord], rows: RowFile, settings: dict[str, Any])
 
     def batch(pieces: list[_Piece]) -> Any:
         lengths = [len(when) for *_, when in pieces]
-        entries = numpy.repeat([number for number, *_ in pieces], lengths)
+        entries = numpy.repeat([number for number, *_ in pieces], lengths).tolist()
         missing = numpy.repeat([place is None for _, place, _ in pieces], lengths)
         when = numpy.concatenate([when for *_, when in pieces])
         vectors = numpy.zeros((len(missing), rows.size), rows.dtype)
