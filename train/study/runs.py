@@ -24,6 +24,7 @@ from hear_jepa.train.loop import train
 from hear_jepa.train.metrics_log import read_metrics
 from hear_jepa.train.run_state import BEST, LATEST, PREVIOUS
 from hear_jepa.train.study.plan import StudyRun, result_path, run_folder
+from hear_jepa.train.study.rows import SET_BY_THE_STUDY
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,11 @@ def _do_run(config: TrainConfig, run: StudyRun, out: Path, data: str, tasks: Seq
     path = result_path(out, run)
     if path.is_file():  # another process finished it meanwhile
         return "finished before"
-    config = run_config(config, run, out, data)
+    row, config = config, run_config(config, run, out, data)
     checkpoint = _train(config)
     result = _result(config, run, checkpoint, probe_tasks(checkpoint, tasks))
+    # the row's own options: where the data lie on this machine is nobody's business
+    result["options"] = {name: value for name, value in to_json(row).items() if name not in SET_BY_THE_STUDY}
     write_json(path, result)
     for name in (LATEST, PREVIOUS, BEST):  # only going on needs them, and they are most of the disk
         (config.out / name).unlink(missing_ok=True)
@@ -100,7 +103,6 @@ def _result(config: TrainConfig, run: StudyRun, checkpoint: Path, scores: dict[s
         "ranks": provenance["ranks"],
         "machine": machine(provenance["device"]),
         "version": __version__,
-        "options": {name: value for name, value in to_json(config).items() if name not in ("out", "resume")},
     }
 
 
