@@ -10,6 +10,7 @@
 import http.server
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
@@ -33,6 +34,16 @@ LARGE = 24 * 2**20
 
 def embed(source, out, weights, *options) -> int:
     return main(["embed", str(source), "--out", str(out), "--model", weights, *options])
+
+
+S3_SERVER = """
+import threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)  # at a port that is free
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +116,10 @@ def web(folder, tmp_path):
 def s3(folder):
     """A bucket of the sounds; fsspec's file system of it."""
     fsspec = pytest.importorskip("fsspec")
-    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    pytest.importorskip("moto.server", reason="needs moto[server]")
     pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)  # at a port that is free
-    server.start()
-    port = server.get_host_and_port()[1]
+    server = subprocess.Popen([sys.executable, "-c", S3_SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    port = int(server.stdout.readline())  # printed when it listens
     variables = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     variables |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     with pytest.MonkeyPatch.context() as environment:
@@ -121,7 +131,8 @@ def s3(folder):
             system.put([str(path) for path in folder.iterdir()], f"{BUCKET}/deep/")
             yield system
         finally:
-            server.stop()
+            server.kill()
+            server.wait()
 
 
 def spy(monkeypatch) -> list:
