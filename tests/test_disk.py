@@ -2,6 +2,7 @@
 
 * A writer that fails or is killed (SIGKILL) leaves the file, or folder, that was there before, at every moment.
 * What a killed writer left is removed by the next process that writes there; what a living one writes is not.
+* JSON is read back as it was written, also a name whose bytes are no UTF-8.
 * A lock is held by one; it is free when its holder was killed; its file does not stay.
 """
 
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 
-from hear_jepa.disk import atomic_path, locked, remove_abandoned
+from hear_jepa.disk import atomic_path, locked, read_json, remove_abandoned, write_json
 from hear_jepa.errors import LockError
 
 PRELUDE = "import sys, time; from hear_jepa.disk import atomic_path, locked\n"
@@ -99,3 +100,9 @@ def test_a_lock_is_held_by_one_and_freed_by_a_kill(tmp_path):
     with locked(path), pytest.raises(LockError), locked(path):  # in one process too
         pass
     assert names(tmp_path) == []
+
+
+def test_json_is_read_back_also_with_a_name_that_is_no_utf_8(tmp_path):
+    content = {"skipped": [{"path": "b\udcff.wav", "reason": 'schön "\\udcff"\n'}]}
+    write_json(tmp_path / "file.json", content)
+    assert read_json(tmp_path / "file.json") == content

@@ -1,11 +1,10 @@
 """What an evaluation leaves: results.json, results.md, results.png; and the table again, from results.json."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hear_jepa.disk import write_json, write_text
+from hear_jepa.disk import read_json, write_json, write_text
 from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.charts import draw
 from hear_jepa.evaluation.runs import RunResult
@@ -34,7 +33,7 @@ def read_results(paths: Iterable[str | Path]) -> tuple[list[RunResult], str]:
     results, splits = [], set()
     for path in paths:
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_json(path)
             results += [RunResult(**result) for result in content["measured"]]
             splits.add(content["split"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hear_jepa.disk import write_json
+from hear_jepa.disk import read_json, write_json
 from hear_jepa.errors import HearJepaError
 from hear_jepa.evaluation.features import Report
 from hear_jepa.evaluation.hear_eval_kit import run_heareval
@@ -68,7 +68,7 @@ class Runner:
             task = _at_rate_of(model, task)
             path = self._path(model, task, protocol)
             if path.is_file():
-                return RunResult(**json.loads(path.read_text()) | {"model": spec.text})
+                return RunResult(**read_json(path) | {"model": spec.text})
             started = time.monotonic()
             scores = self._score(model, task, protocol, report)
             result = self._result(model, task, protocol, scores, time.monotonic() - started)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import soundfile
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import write_text
 from hear_jepa.files.resample import SAMPLE_RATE
 
 
@@ -18,8 +18,7 @@ def write_page(out: str | Path, template: str, data: dict[str, Any]) -> None:
     """Write a template with JSON of `data` in the place of its word DATA."""
     page = (files("hear_jepa.explore") / template).read_text(encoding="utf-8")
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # never ends the script
-    with atomic_path(out) as temporary:
-        temporary.write_text(page.replace("DATA", text, 1), encoding="utf-8", errors="backslashreplace")
+    write_text(out, page.replace("DATA", text, 1))
 
 
 def opus(audio: numpy.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hear_jepa.disk import atomic_path, file_sha256, locked
+from hear_jepa.disk import file_sha256, locked, read_json, write_json
 from hear_jepa.errors import OptionError
 from hear_jepa.files.records import EXCERPT, FileRecord, as_text
 from hear_jepa.files.sounds import Sound
@@ -82,8 +82,7 @@ def join(out: Path, shard: Shard, form: str, inputs: list[str], settings: dict[s
     path = out / DATASET
     with locked(out / f".{DATASET[:-5]}.lock", WAIT_S):
         if not path.exists():
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=1))
+            write_json(path, wanted)
             return
     found = read_dataset(out)
     other = [key for key in ("count", "format", "inputs") if found[key] != wanted[key]]
@@ -97,7 +96,7 @@ def join(out: Path, shard: Shard, form: str, inputs: list[str], settings: dict[s
 def read_dataset(out: Path) -> dict[str, Any]:
     """What all parts have in common. Raises OptionError for a folder that is no such output."""
     try:
-        return json.loads((out / DATASET).read_text())
+        return read_json(out / DATASET)
     except (OSError, ValueError) as error:
         raise OptionError(f"{out} is no output in parts ({error}): write one with --shard") from error
 
@@ -112,8 +111,7 @@ def write_manifest(part: Path, records: list[FileRecord]) -> None:
         "duration_s": sum(record.duration_s for record in records),
         "sha256": file_sha256(part) if part.is_file() else None,
     }
-    with atomic_path(manifest_path(part)) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1))
+    write_json(manifest_path(part), manifest)
 
 
 def manifest_path(part: Path) -> Path:

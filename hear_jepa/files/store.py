@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from hear_jepa.disk import atomic_path, remove_abandoned, temporary_folder
+from hear_jepa.disk import atomic_path, read_json, remove_abandoned, temporary_folder, write_json
 from hear_jepa.errors import OptionError
 from hear_jepa.files.embed import FileEnd, Piece
 from hear_jepa.files.formats import format_of, write_output
@@ -209,14 +209,13 @@ class EmbeddingStore:
         Returns whether the parts are to be added to the output.
         """
         found = {}
-        with suppress(OSError, json.JSONDecodeError):
-            found = json.loads((self.parts / SETTINGS).read_text())
+        with suppress(OSError, ValueError):
+            found = read_json(self.parts / SETTINGS)
         if not {"settings", "inputs", "append"} <= set(found):
             raise OptionError(f"{self.parts} is of an older version or damaged: --overwrite drops it")
         self._check_settings(found["settings"], self.parts)
         if self._append:
-            with atomic_path(self.parts / SETTINGS) as temporary:
-                temporary.write_text(json.dumps(self._command_line() | {"append": found["append"]}))
+            write_json(self.parts / SETTINGS, self._command_line() | {"append": found["append"]})
         elif found["inputs"] != self._inputs or found["append"]:
             raise OptionError(
                 f"{self.parts} holds an unfinished run of other inputs ({', '.join(found['inputs'][:3])} …): finish it "

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hear_jepa.disk import atomic_path
+from hear_jepa.disk import atomic_path, read_json
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.catalogue import Entry, Package, Repository
 from hear_jepa.train.corpus.domains import COLUMNS
@@ -69,7 +69,7 @@ def finished_record(entry: Package | Repository, out: Path) -> dict | None:
     """The entry's record, if it is of the list as it is now, and every file is in OUT/audio at its full size."""
     audio = out / "audio" / entry.folder
     try:
-        record = json.loads(record_path(entry, out).read_text(encoding="utf-8"))
+        record = read_json(record_path(entry, out))
         whole = all((audio / file["path"]).stat().st_size == file["bytes"] for file in record["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

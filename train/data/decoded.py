@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hear_jepa.disk import atomic_path, locked, write_json
+from hear_jepa.disk import atomic_path, locked, read_json, write_json
 from hear_jepa.errors import CorpusError
 from hear_jepa.files.folders import find_audio
 from hear_jepa.progress import progress_bar
@@ -113,7 +113,7 @@ def _cached(cache_dir: Path, content: list, folder: Path, items: Callable[[], It
         with locked(cache_dir / f"{name}.lock", timeout_s=-1):  # of several ranks one decodes, the others wait
             if not index.exists():
                 _build(data, index, folder, items())
-        found = json.loads(index.read_text(encoding="utf-8"))
+        found = read_json(index)
         samples = np.memmap(data, dtype="<i2", mode="r")
     except OSError as error:
         raise CorpusError(f"{cache_dir}: cannot keep the decoded audio ({error}); set --data.cache-dir") from error

@@ -7,14 +7,13 @@
 A run's number counts the rows of the first seed, then those of the second, so a study that is stopped has whole seeds.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hear_jepa.disk import locked, write_json
+from hear_jepa.disk import locked, read_json, write_json
 from hear_jepa.errors import OptionError
 from hear_jepa.files.shards import parse_shard
 from hear_jepa.train.config import differences
@@ -62,7 +61,7 @@ def read_study(out: Path) -> Study:
     """The study in a folder; raises OptionError where there is none."""
     path = out / STUDY_FILE
     try:
-        return Study(**json.loads(path.read_text(encoding="utf-8")))
+        return Study(**read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise OptionError(f"{out} holds no study ({error}): name the --out of `study run`") from error
 
@@ -100,7 +99,7 @@ def missing_runs(out: Path, study: Study) -> list[int]:
 def read_results(out: Path, study: Study) -> list[dict[str, Any]]:
     """The results that there are, in the order of their runs."""
     paths = [result_path(out, run) for run in study.runs]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
 def share(runs: Sequence[int], shard: str | None, environment: Mapping[str, str] = os.environ) -> list[int]:
