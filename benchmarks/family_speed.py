@@ -8,7 +8,6 @@ over time, one file after the other, as its users do; `embed_files` reads and em
 medians of a file's milliseconds, and how many times as long the family's runtime takes.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from hear_jepa.families import convert
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parity import BASE, FAMILIES, Kind, real_sound  # noqa: E402
+from parity import BASE, Kind, chosen, options, real_sound  # noqa: E402
 from serving import in_turns  # noqa: E402
 
 FILES = {1: 16, 2: 12, 5: 6, 30: 2}  # of so many seconds
@@ -45,19 +44,14 @@ def by_their_runtime(kind: Kind, paths: list[Path]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("checkout", type=Path, help="folder with the family's own code")
-    parser.add_argument("--kind", default="", help="part of the names of the kinds to time")
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, nargs="+", default=list(FILES), choices=FILES)
     parser.add_argument("--precision", default="float32", help="of ours: bfloat16 for a CPU that has it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for kind in FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), BASE):
-            if arguments.kind not in kind.name:
-                continue
+        for kind in chosen(arguments, folder, BASE):
             model = Embedder(convert(kind.path, asked=kind.asked)[0], precision=arguments.precision)
             for seconds in arguments.seconds:
                 paths = write_files(Path(folder) / f"{kind.name} {seconds}", seconds, model.sample_rate)

@@ -20,7 +20,7 @@ from hear_jepa.model.front_end import LogMel
 from hear_jepa.train.config import PRESETS, TrainConfig
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import draw_masks
-from hear_jepa.train.optimisation import AUTOCAST, Optimiser
+from hear_jepa.train.optimisation import AUTOCAST, Optimiser, attention_kernel
 
 TOLERANCE = 1e-4  # between devices, relative to the largest value
 
@@ -49,9 +49,10 @@ class Step:
     def model(self, log_mel: torch.Tensor) -> tuple[float, float]:
         """Everything after the log-mel: loss and norm of the gradient."""
         mask = draw_masks(self.config.mask, len(log_mel), self.grid.rows, self.grid.columns, self.generator)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            output = self.forward(log_mel, mask.to(self.device))
-        self.optimiser.backward(output.loss)
+        with attention_kernel(self.dtype, self.device):  # as the loop of a run does
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.forward(log_mel, mask.to(self.device))
+            self.optimiser.backward(output.loss)
         norm, _ = self.optimiser.step(1e-4)
         self.jepa.update_target(0.999)
         self.jepa.update_position_mean(step_taken=True)

@@ -375,20 +375,30 @@ def expected_numbers(kind: Kind, model: Embedder) -> dict:
     }
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What names the kinds that `chosen` makes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("checkout", type=Path, help="folder with the family's own code")
-    parser.add_argument("--kind", default="", help="part of the names of the kinds to compare")
+    parser.add_argument("--kind", default="", help="part of the names of the kinds to take")
+    return parser
+
+
+def chosen(arguments: argparse.Namespace, folder: str, size: dict) -> Iterator[Kind]:
+    """The kinds that a command line names, their files in a folder."""
+    kinds = FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), size)
+    return (kind for kind in kinds if arguments.kind in kind.name)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--numbers", type=Path, help="add the numbers of small models to this file instead")
     arguments = parser.parse_args()
     size = SMALL if arguments.numbers else BASE
     numbers = json.loads(arguments.numbers.read_text()) if arguments.numbers and arguments.numbers.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in FAMILIES[arguments.family](arguments.checkout.absolute(), Path(folder), size):
-            if arguments.kind not in kind.name:
-                continue
+        for kind in chosen(arguments, folder, size):
             checkpoint, _ = convert(kind.path, asked=kind.asked)
             model = Embedder(checkpoint, layers=list(range(1, checkpoint.encoder.depth + 1)))
             for seconds in (1,) if arguments.numbers else SECONDS:

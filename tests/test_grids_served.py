@@ -15,6 +15,7 @@ from conftest import random_checkpoint
 
 from hear_jepa import Embedder
 from hear_jepa.commands.export import ExportedEmbedder
+from hear_jepa.families import pupujepa
 from hear_jepa.model.checkpoint import ServedConfig, load_checkpoint, save_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViTConfig
@@ -50,17 +51,7 @@ GRIDS = {
             qk_norm=True,
             patch_norm=True,
         ),
-        FrontEndConfig(
-            sample_rate=24000,
-            n_fft=1024,
-            hop_length=240,
-            n_mels=128,
-            f_min=0.0,
-            f_max=12000.0,
-            log_floor=1e-5,
-            log_floor_by="clamping",
-            spectrum="magnitude",
-        ),
+        pupujepa.FRONT_END,
     ),
     "32 kHz": (
         replace(SMALL, n_freq_patches=8, positions="rotary-time"),

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16")
 SPECTROGRAM_CHUNK = 3000  # frames (30 s) of log-mel computed at once: bounds the memory of a long recording
 WAITING_BATCHES = 4  # of windows too few of their length to be encoded yet
-FEWEST_COLUMNS = (
-    8  # encoded at once: products of fewer rows may be summed in another order, which shows in the last bit
-)
+# Encoded at once: products of fewer rows may be summed in another order, which shows in the last bit.
+FEWEST_COLUMNS = 8
 DEFAULT_HOP_MS = 40  # HEAR suggests at most 50
 
 Key = TypeVar("Key", bound=Hashable)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hear_jepa.cli import exit_code
+from hear_jepa.device import choose_device
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.files.shards import array_expression
@@ -126,7 +127,6 @@ def plan(arguments: argparse.Namespace) -> tuple[Study, dict[str, TrainConfig], 
 
 
 def _dry_run(study: Study, configs: dict[str, TrainConfig], tasks: list[Task], data: str) -> int:
-    from hear_jepa.device import choose_device
     from hear_jepa.train.study.estimate import estimate, markdown
 
     estimates = {}

@@ -67,14 +67,11 @@ def _do_run(config: TrainConfig, run: StudyRun, out: Path, data: str, tasks: Seq
     path = result_path(out, run)
     if path.is_file():  # another process finished it meanwhile
         return "finished before"
-    row, config = config, run_config(config, run, out, data)
-    checkpoint = _train(config)
+    checkpoint = _train(run_config(config, run, out, data))
     result = _result(config, run, checkpoint, probe_tasks(checkpoint, tasks))
-    # the row's own options: where the data lie on this machine is nobody's business
-    result["options"] = {name: value for name, value in to_json(row).items() if name not in SET_BY_THE_STUDY}
     write_json(path, result)
     for name in (LATEST, PREVIOUS, BEST):  # only going on needs them, and they are most of the disk
-        (config.out / name).unlink(missing_ok=True)
+        (checkpoint.parent / name).unlink(missing_ok=True)
     mean = sum(score["test"] for score in result["scores"].values()) / len(result["scores"])
     return f"test mean {mean:.1f} %, RankMe {result['collapse'].get('rank_me', float('nan')):.0f}"
 
@@ -91,18 +88,20 @@ def _train(config: TrainConfig) -> Path:
 
 
 def _result(config: TrainConfig, run: StudyRun, checkpoint: Path, scores: dict[str, Any]) -> dict[str, Any]:
+    """config: the row's own, which does not say where the data lie on this machine."""
     provenance = load_checkpoint(checkpoint).provenance
     return {
         "row": run.row,
         "seed": run.seed,
         "scores": scores,
-        "collapse": _collapse(config.out),
+        "collapse": _collapse(checkpoint.parent),
         "width": config.encoder.width,
         "steps": config.optim.steps,
         "hours_of_training": provenance["hours_of_training"],
         "ranks": provenance["ranks"],
         "machine": machine(provenance["device"]),
         "version": __version__,
+        "options": {name: value for name, value in to_json(config).items() if name not in SET_BY_THE_STUDY},
     }
 
 
