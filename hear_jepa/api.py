@@ -26,7 +26,8 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
     model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny"), a path, or
         hf:owner/name[@revision][/file] of the Hugging Face Hub;
-    options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, `pooling`, as `Embedder` describes them.
+    options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, `pooling`, `whiten`, as `Embedder`
+        describes them.
     Raises `OptionError` for an unknown name or option, `CheckpointError` for a file that cannot be served.
     """
     unknown = sorted(set(options) - set(OPTIONS))
@@ -41,7 +42,8 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
-    """One embedding a clip: its columns, `model.scene_hop_ms` apart, pooled as `model.pooling` says.
+    """One embedding a clip: its columns, `model.scene_hop_ms` apart, pooled as `model.pooling` says, and whitened where
+    the model has a `whitening`.
 
     audio: float [n_sounds, n_samples] at `model.sample_rate`, on any device (moved to the model's).
     Returns float32 [n_sounds, model.scene_embedding_size] on the model's device. Raises `AudioError`.

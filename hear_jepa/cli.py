@@ -21,6 +21,7 @@ REFUSED, INTERRUPTED = 2, 130  # exit codes
 COMMANDS = {  # name: (module, one line of help)
     "info": ("hear_jepa.commands.info", "print a checkpoint's configuration, licence, provenance and SHA-256"),
     "convert": ("hear_jepa.commands.convert", "turn a foreign checkpoint into ours"),
+    "whiten": ("hear_jepa.commands.whiten", "make a checkpoint whose scenes are uncorrelated, by sounds of yours"),
     "embed": ("hear_jepa.commands.embed", "embed files and folders of sound"),
     "evaluate": ("hear_jepa.commands.evaluate", "score models on HEAR-format tasks"),
     "export": ("hear_jepa.commands.export", "write the model, front end included, for another runtime"),

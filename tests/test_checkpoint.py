@@ -124,7 +124,7 @@ def test_a_truncated_or_altered_file(saved):
 def test_an_unknown_version_and_a_foreign_file(saved):
     path = saved[1]
     rewrite(path, version="7")
-    refused(path, "format version '7', this package reads 1 and 2: upgrade")
+    refused(path, "format version '7', this package reads 1, 2 and 3: upgrade")
     rewrite(path, format="other")
     refused(path, "not one of hear_jepa .*hear-jepa convert")
     rewrite(path, format="hear_jepa", version="2", sha256=None)

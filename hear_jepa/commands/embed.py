@@ -39,7 +39,6 @@ from hear_jepa.files.shards import (
 )
 from hear_jepa.files.sounds import Sound
 from hear_jepa.files.store import EmbeddingStore
-from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import PRECISIONS, Embedder
 from hear_jepa.progress import progress_bar
 
@@ -226,7 +225,6 @@ def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
     kind, window = arguments.kind, {}
     if kind == "windows":
         window = {"window_s": arguments.window_s, "hop_s": arguments.hop_s or arguments.window_s}
-    weights = {name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()}
     return {
         "kind": kind,
         "hop_ms": model.hop_of(kind),
@@ -237,9 +235,10 @@ def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
         "layers": list(model.layers),
         "precision": model.precision,
         "pooling": model.pooling,
+        "whitened": kind != "timestamps" and model.whitening is not None,
         "grid": dataclasses.asdict(model.grid),
         "embedding_size": model.size_of(kind),
-        "weights_sha256": weights_sha256(weights),
+        "weights_sha256": model.weights_sha256(kind),
         "front_end": dataclasses.asdict(model.log_mel.config),
     }
 

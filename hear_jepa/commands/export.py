@@ -123,10 +123,10 @@ class ExportedEmbedder(nn.Module):
         chosen = embedded.index_select(1, (phase * n_windows + window) * columns + place)
         if not self.scene:
             return chosen, self.first * grid.frame_ms / 2 + (self.hop_ms * number).float()
-        mean = chosen.mean(1)
-        if not self.with_std:
-            return mean
-        return torch.cat([mean, (chosen - mean[:, None]).square().mean(1).sqrt()], dim=1)
+        scene = chosen.mean(1)
+        if self.with_std:
+            scene = torch.cat([scene, (chosen - scene[:, None]).square().mean(1).sqrt()], dim=1)
+        return self.model.whitening(scene) if self.model.whitening else scene
 
     def _window_start(self, window: Tensor, phase_columns: Tensor) -> Tensor:
         """First column of a window: the last one of a long phase reaches backwards."""

@@ -4,7 +4,6 @@ from typing import Any
 
 from hear_jepa.api import load_model
 from hear_jepa.errors import OptionError
-from hear_jepa.model.checkpoint import weights_sha256
 from hear_jepa.model.embedder import Embedder
 
 
@@ -14,8 +13,9 @@ def load_same_model(name: str, settings: dict[str, Any], made: str) -> Embedder:
     Raises OptionError where its weights are others.
     """
     hop = {"hop_ms" if settings["kind"] == "timestamps" else "scene_hop_ms": settings["hop_ms"]}
-    model = load_model(name, layers=settings["layers"], pooling=settings["pooling"], **hop)
-    weights = weights_sha256({name: tensor.cpu() for name, tensor in model.encoder.state_dict().items()})
+    served = {name: settings[name] for name in ("layers", "pooling")}
+    model = load_model(name, **served, **hop, whiten=settings.get("whitened", False) and None)
+    weights = model.weights_sha256(settings["kind"])
     if weights != settings["weights_sha256"]:
         raise OptionError(
             f"{made} is of another model: --model has weights {weights[:12]}, it was embedded with "

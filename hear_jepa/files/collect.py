@@ -18,15 +18,15 @@ from hear_jepa.model.pooling import Pool
 class Scene:
     """The pooled columns of one channel."""
 
-    def __init__(self, pooling: str):
-        self._pool = Pool(pooling)
+    def __init__(self, embedder: Embedder):
+        self._pool = embedder.pool()
 
     def add(self, window: Window, columns: Tensor) -> numpy.ndarray | None:
         self._pool.add(columns)
         return None
 
     def end(self, n_samples: int) -> numpy.ndarray | None:
-        return self._pool.embedding()[None].numpy()
+        return self._pool.embedding()[None].cpu().numpy()
 
 
 class Timestamps:
@@ -63,7 +63,7 @@ class PooledWindows:
             start = number * self._hop_ms
             inside = ordered[(centres >= start) & (centres < start + self._window_ms)]
             if len(inside):
-                self._pools.setdefault(number, Pool(self._embedder.pooling)).add(inside)
+                self._pools.setdefault(number, self._embedder.pool()).add(inside)
             number += 1
         latest = centres[-1].item()
         return self._rows(lambda number: number * self._hop_ms + self._window_ms <= latest)
@@ -77,7 +77,7 @@ class PooledWindows:
         while self._n_complete in self._pools and complete(self._n_complete):
             rows.append(self._pools.pop(self._n_complete).embedding())
             self._n_complete += 1
-        return torch.stack(rows).numpy() if rows else None
+        return torch.stack(rows).cpu().numpy() if rows else None
 
 
 Collector = Scene | Timestamps | PooledWindows
@@ -86,7 +86,7 @@ Collector = Scene | Timestamps | PooledWindows
 def collector_of(embedder: Embedder, kind: str, window_s: float | None, hop_s: float | None) -> Callable[[], Collector]:
     """What makes the embeddings of a kind of the columns of one channel."""
     if kind == "scene":
-        return partial(Scene, embedder.pooling)
+        return partial(Scene, embedder)
     if kind == "timestamps":
         return Timestamps
     return partial(PooledWindows, embedder, *check_windows(embedder, window_s, hop_s))

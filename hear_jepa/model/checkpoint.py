@@ -2,7 +2,8 @@
 
 The header holds `format`, `version`, `config` (JSON: encoder, front end, what is served), `licence` of the weights,
 `provenance` (JSON, free form; `untrained` is true in a placeholder) and `sha256`, a checksum of it all, which tells an
-altered file from a sound one. Loading is strict, runs no pickle, and checks every number before it allocates anything.
+altered file from a sound one. Two tensors more, `whitening.mean` and `whitening.maps`, may be there to whiten scenes.
+Loading is strict, runs no pickle, and checks every number before it allocates anything.
 """
 
 import hashlib
@@ -20,17 +21,20 @@ from hear_jepa.disk import atomic_path, file_sha256
 from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.grid import Grid
-from hear_jepa.model.pooling import POOLINGS
+from hear_jepa.model.pooling import POOLINGS, Whitening
 from hear_jepa.model.vit import ViT, ViTConfig
 from hear_jepa.options import changed, check_fields, one_of
 
 FORMAT = "hear_jepa"
-VERSION = "2"
-READABLE = ("1", "2")  # version 1 had no patch, positions, pooling or licence: their defaults
+VERSION = "3"
+# Version 1 had no patch, positions, pooling or licence: their defaults; version 2 no whitening.
+READABLE = ("1", "2", "3")
 HEADER_KEYS = {
     "1": ("format", "version", "config", "provenance", "weights_sha256"),
     "2": ("format", "version", "config", "licence", "provenance", "sha256"),
+    "3": ("format", "version", "config", "licence", "provenance", "sha256"),
 }
+WHITENING = "whitening."  # begins the names of its tensors
 DTYPES = ("F64", "F32", "F16", "BF16")
 ENCODERS = ("context", "target")
 
@@ -58,6 +62,7 @@ class Checkpoint:
     served: ServedConfig = ServedConfig()
     provenance: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"
+    whitening: Whitening | None = None
 
     @property
     def untrained(self) -> bool:
@@ -101,7 +106,9 @@ def grid_of(front_end: FrontEndConfig, encoder: ViTConfig) -> Grid:
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> str:
     """Write the file atomically, the weights stored as `dtype`; return its SHA-256."""
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in checkpoint.weights.items()}
+    whitening = checkpoint.whitening.state_dict() if checkpoint.whitening else {}
+    tensors = checkpoint.weights | {WHITENING + name: tensor for name, tensor in whitening.items()}
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     config = {part: asdict(getattr(checkpoint, part)) for part in ("encoder", "front_end", "served")}
     header = {
         "format": FORMAT,
@@ -129,7 +136,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite weights; take another copy, or an earlier one")
-    return replace(checkpoint, weights={name: tensor.float() for name, tensor in weights.items()})
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    mean, maps = (weights.pop(WHITENING + name, None) for name in ("mean", "maps"))
+    whitening = None if mean is None or maps is None else Whitening(mean, maps)
+    return replace(checkpoint, weights=weights, whitening=whitening)
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -144,6 +154,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "encoder": asdict(checkpoint.encoder),
         "front_end": asdict(checkpoint.front_end),
         "served": asdict(replace(checkpoint.served, layers=checkpoint.layers)),
+        "whitened_to": checkpoint.whitening.size if checkpoint.whitening else None,
         "provenance": checkpoint.provenance,
     }
 
@@ -168,7 +179,7 @@ def check_header(path: Path, header: dict[str, str]) -> None:
     version = header.get("version", "")
     if version not in READABLE:
         raise CheckpointError(
-            f"{path} has format version {version!r}, this package reads {' and '.join(READABLE)}: "
+            f"{path} has format version {version!r}, this package reads {', '.join(READABLE[:-1])} and {READABLE[-1]}: "
             "upgrade hear-jepa, or take a checkpoint made for this release"
         )
     missing = [key for key in HEADER_KEYS[version] if key not in header]
@@ -185,7 +196,7 @@ def check_config(checkpoint: Checkpoint) -> None:
 
 
 def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int, ...]]) -> None:
-    """Raise `CheckpointError` unless the weights are, tensor by tensor, those that the configuration describes."""
+    """Raise `CheckpointError` unless the tensors are, one by one, those that the configuration describes."""
     config = checkpoint.encoder
     positions = (config.n_patches, config.width)
     if found.get("pos_embed") == positions:  # else the encoder might be far larger than the file
@@ -193,6 +204,10 @@ def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int,
             expected = {name: tuple(tensor.shape) for name, tensor in ViT(config).state_dict().items()}
     else:
         expected = found | {"pos_embed": positions}
+    if any(name.startswith(WHITENING) for name in found):
+        kept = max(1, *found.get(WHITENING + "maps", ())[-1:], 0)
+        parts, size = POOLINGS[checkpoint.served.pooling], len(checkpoint.layers) * config.n_freq_patches * config.width
+        expected |= {WHITENING + "mean": (parts * size,), WHITENING + "maps": (parts, size, min(kept, size))}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         name = wrong[0]

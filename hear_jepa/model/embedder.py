@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hear_jepa.errors import AudioError, OptionError
-from hear_jepa.model.checkpoint import Checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, weights_sha256
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.model.grid import Grid, Window
-from hear_jepa.model.pooling import POOLINGS, Pool
+from hear_jepa.model.pooling import POOLINGS, Pool, Whitening
 from hear_jepa.model.vit import patchify
 from hear_jepa.options import check_name
 
@@ -48,7 +48,9 @@ class Embedder(nn.Module):
         outputs are concatenated;
     precision: "float32", or "bfloat16" to run the encoder (never the front end) under autocast;
     batch_windows: windows of the trained duration encoded at once: bounds the memory;
-    pooling: of a scene's columns, "mean" or "mean+std" (mean and standard deviation, twice the size).
+    pooling: of a scene's columns, "mean" or "mean+std" (mean and standard deviation, twice the size);
+    whiten: apply the checkpoint's whitening to scenes; by default where it has one, and layers and pooling are those
+        that it was measured with. Timestamps are never whitened.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Embedder(nn.Module):
         batch_windows: int = 16,
         scene_hop_ms: int | None = None,
         pooling: str | None = None,
+        whiten: bool | None = None,
     ):
         super().__init__()
         self.grid: Grid = checkpoint.grid
@@ -75,7 +78,9 @@ class Embedder(nn.Module):
         self.encoder = checkpoint.build()
         self.sample_rate: int = self.grid.sample_rate
         self.timestamp_embedding_size: int = len(self.layers) * self.grid.rows * checkpoint.encoder.width
-        self.scene_embedding_size: int = POOLINGS[self.pooling] * self.timestamp_embedding_size
+        self.whitening = self._whitening_of(checkpoint, whiten)
+        pooled_size = POOLINGS[self.pooling] * self.timestamp_embedding_size
+        self.scene_embedding_size: int = self.whitening.size if self.whitening else pooled_size
         self.eval()
 
     @property
@@ -95,6 +100,23 @@ class Embedder(nn.Module):
             raise OptionError("the meta device holds no weights to embed with: move the model to cpu, cuda or mps")
         return super()._apply(fn, *arguments, **options)
 
+    def _whitening_of(self, checkpoint: Checkpoint, asked: bool | None) -> Whitening | None:
+        fits = self.layers == checkpoint.layers and self.pooling == checkpoint.served.pooling
+        if asked and (checkpoint.whitening is None or not fits):
+            raise OptionError(
+                "whiten is true, but the checkpoint has no whitening: make one by `hear-jepa whiten`"
+                if checkpoint.whitening is None
+                else f"whiten is true, but the whitening is of layers {list(checkpoint.layers)} and pooling "
+                f"{checkpoint.served.pooling}: leave these options out"
+            )
+        if checkpoint.whitening is None or not fits or asked is False:
+            return None
+        return Whitening(checkpoint.whitening.mean, checkpoint.whitening.maps)  # this model's, which may move
+
+    def pool(self) -> Pool:
+        """An empty scene."""
+        return Pool(self.pooling, self.whitening)
+
     def hop_of(self, kind: str) -> int:
         """Distance in ms of the columns that embeddings of a kind, "scene", "timestamps" or "windows", are made of."""
         return self.hop_ms if kind == "timestamps" else self.scene_hop_ms
@@ -102,6 +124,11 @@ class Embedder(nn.Module):
     def size_of(self, kind: str) -> int:
         """Size of an embedding of a kind; windows are pooled as scenes are."""
         return self.timestamp_embedding_size if kind == "timestamps" else self.scene_embedding_size
+
+    def weights_sha256(self, kind: str) -> str:
+        """SHA-256 of the weights that embeddings of a kind depend on: the encoder's, and a scene's whitening."""
+        parts = [self.encoder] if kind == "timestamps" or self.whitening is None else [self.encoder, self.whitening]
+        return weights_sha256({name: tensor.cpu() for part in parts for name, tensor in part.state_dict().items()})
 
     # ---------------------------------------------------------------- embeddings
 
@@ -115,7 +142,7 @@ class Embedder(nn.Module):
 
         clips: 1-D waveforms of any lengths, or [B, samples]. Raises `AudioError` where an embedding is not finite.
         """
-        pools = [Pool(self.pooling) for _ in range(len(clips))]
+        pools = [self.pool() for _ in range(len(clips))]
         for number, _, columns in self.encode_clips(clips, self.scene_hop_ms):
             pools[number].add(columns)
         return check_finite(torch.stack([pool.embedding() for pool in pools]))

@@ -14,11 +14,12 @@ from hear_jepa.model.vit import ViT
 
 
 def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
-    """The same architecture, front end, served layers and pooling, with the weights of an initialisation."""
+    """The same architecture, front end, served layers and pooling, with the weights of an initialisation; no whitening,
+    which is learnt from sound."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         weights = ViT(checkpoint.encoder).state_dict()
-    return replace(checkpoint, weights=weights, provenance={"untrained": True})
+    return replace(checkpoint, weights=weights, whitening=None, provenance={"untrained": True})
 
 
 def load_model(model_file_path: str = "", seed: int = 0, **options: Any) -> Embedder:
