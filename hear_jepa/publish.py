@@ -62,6 +62,7 @@ def card_of(weights: Path, repository: str, extra: str = "") -> str:
     """The model card: metadata for the Hub (YAML), how to use the file, what it tells of itself, then `extra`."""
     told = describe(weights)
     encoder, front_end, served = told["encoder"], told["front_end"], told["served"]
+    whitened = f", whitened: {told['whitened_to']} numbers" if told["whitened_to"] else ""
     column_ms = 1000 * encoder["patch_frames"] * front_end["hop_length"] // front_end["sample_rate"]
     metadata = {**_licence_metadata(told["licence"]), "library_name": "hear-jepa", "pipeline_tag": "feature-extraction"}
     rows = {
@@ -70,7 +71,7 @@ def card_of(weights: Path, repository: str, extra: str = "") -> str:
         "input": f"mono, {front_end['sample_rate']} Hz; {front_end['n_mels']} mel bands",
         "column": f"{column_ms} ms",
         "served": f"layers {', '.join(map(str, served['layers']))} of the {served['encoder']} encoder",
-        "scene": f"{served['pooling']} of columns every {served['scene_hop_ms']} ms",
+        "scene": f"{served['pooling']} of columns every {served['scene_hop_ms']} ms{whitened}",
         "licence of the weights": told["licence"],
         "SHA-256": told["sha256"],
     }

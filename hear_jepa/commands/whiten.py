@@ -46,14 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     scenes = ScenesMeasured(POOLINGS[model.pooling], model.timestamp_embedding_size)
     seconds, failed = 0.0, 0
     events = embed_pieces(model, sounds, "windows", window_s=window_s)
-    with closing(events), progress_bar(desc="whiten", total=round(3600 * arguments.hours), unit="s") as bar:
+    with closing(events), progress_bar(desc="whiten", total=round(3600 * arguments.hours), unit="second") as bar:
         for event in events:
             if not isinstance(event, FileEnd):
                 scenes.add(torch.from_numpy(event.embeddings))
                 continue
             failed += event.error is not None
             seconds += event.duration_s
-            bar.update(round(event.duration_s))
+            bar.update(min(round(event.duration_s), bar.total - bar.n))
             if seconds >= 3600 * arguments.hours:
                 break
     whitening = scenes.whitening(arguments.components)

@@ -163,7 +163,8 @@ class EmbeddingStore:
         records = [self._records[key] for key in keys if key in self._records]
         if stamp_of(self.out) != self._stamp:  # someone else's by now?
             held_by(self.out)
-        write_output(self.out, self._with_rows_of_base(records), self._rows, self.settings)
+        self._take_rows_of_base()
+        write_output(self.out, records, self._rows, self.settings)
         self._remove_parts()
         return records
 
@@ -267,20 +268,16 @@ class EmbeddingStore:
         for left in self.parts.glob("tmp*"):  # spooled by the run that was killed, where the system names them
             left.unlink()
 
-    def _with_rows_of_base(self, records: list[FileRecord]) -> list[FileRecord]:
-        """Copy the rows of the file that is added to behind the new ones; the records, with the places of all."""
+    def _take_rows_of_base(self) -> None:
+        """Copy the rows of the file that is added to behind the new ones; its records say where they are now."""
         if self._base is None:
-            return records
+            return
         start = self._data.seek(0, os.SEEK_END) // self._rows.row_bytes
         for chunk in self._base.chunks():
             self._data.write(numpy.ascontiguousarray(chunk).data)
         self._data.flush()
-        old = {id(record) for record in self._base_records}
-
-        def moved(record: FileRecord) -> FileRecord:
-            return replace(record, rows=[(start + first, count) for first, count in record.rows])
-
-        return [moved(record) if id(record) in old else record for record in records]
+        for record in self._base_records:
+            record.rows[:] = [(start + first, count) for first, count in record.rows]
 
     def _remove_parts(self) -> None:
         """All at once: a kill meanwhile leaves none that could be taken for a run's."""
