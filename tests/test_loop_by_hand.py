@@ -222,6 +222,17 @@ def test_what_is_to_be_served_is_in_the_checkpoint(config):
         torch.testing.assert_close(tensor, saved[f"target_encoder.{name}"], atol=1e-3, rtol=1e-3)
 
 
+def test_a_constant_rate_is_cut_by_a_decay_when_a_checkpoint_is_wanted(config, tmp_path):
+    optim = replace(config.optim, steps=6, schedule="constant", decay_share=0.5, warmup_steps=1)
+    config = replace(config, optim=optim, ema=EmaConfig(0.9, 0.99, ramp_steps=50))
+    loop.Run(replace(config, out=tmp_path / "whole")).train()
+    loop.Run(replace(config, optim=replace(optim, steps=3, decay_share=0.0))).train()
+    loop.Run(replace(config, resume=True)).train()
+    whole, cut = (read_state(out / LATEST) for out in (tmp_path / "whole", config.out))
+    for name, tensor in whole["jepa"].items():
+        assert tensor.equal(cut["jepa"][name]), name
+
+
 # -------------------------------------------------------------------- fp16
 
 

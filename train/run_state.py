@@ -127,7 +127,7 @@ def load_state(folder: Path, run: RunState) -> tuple[int, dict[str, Any]]:
     path, state = _last_readable(folder)
     free = FREE_TO_CHANGE
     if run.config.optim.schedule == "constant":  # it does not depend on when the run will end
-        free += ("optim.steps",)
+        free += ("optim.steps", "optim.decay_share")
     changed = [line for line in differences(state["config"], to_json(run.config)) if not line.startswith(free)]
     if changed:
         raise OptionError(
