@@ -33,9 +33,9 @@ class Whitening(nn.Module):
         return self.maps.shape[0] * self.maps.shape[2]
 
     def forward(self, scenes: Tensor) -> Tensor:
-        """[…, parts · size] -> […, parts · kept], on the device of the matrices."""
-        centred = (scenes.to(self.mean.device) - self.mean).unflatten(-1, (len(self.maps), 1, -1))
-        return (centred @ self.maps).flatten(-3)
+        """[n, parts · size] -> [n, parts · kept], on the device of the matrices."""
+        centred = (scenes.to(self.mean.device) - self.mean).unflatten(1, (len(self.maps), -1))
+        return (centred.transpose(0, 1) @ self.maps).transpose(0, 1).flatten(1)
 
 
 class ScenesMeasured:
@@ -99,4 +99,4 @@ class Pool:
         if self._with_std:
             variance = (self._squares / self._count - scene.square()).clamp(min=0)
             scene = torch.cat([scene, variance.sqrt()])
-        return scene.float() if self._whitening is None else self._whitening(scene.float())
+        return scene.float() if self._whitening is None else self._whitening(scene.float()[None])[0]
