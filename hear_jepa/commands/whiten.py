@@ -7,6 +7,7 @@ neighbours work better on them.
 
 import argparse
 import random
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -44,14 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
     model = Embedder(checkpoint, whiten=False).to(choose_device(arguments.device))
     window_s = arguments.window_s or model.grid.columns * model.grid.column_ms / 1000
     scenes = ScenesMeasured(POOLINGS[model.pooling], model.timestamp_embedding_size)
-    seconds, failed = 0.0, 0
-    events = embed_pieces(model, sounds, "windows", window_s=window_s)
+    seconds, failed, pieces = 0.0, 0, defaultdict(list)
+    events = embed_pieces(model, sounds, "windows", window_s=window_s, workers=1)  # one: the same files every time
     with closing(events), progress_bar(desc="whiten", total=round(3600 * arguments.hours), unit="second") as bar:
         for event in events:
             if not isinstance(event, FileEnd):
-                scenes.add(torch.from_numpy(event.embeddings))
+                pieces[event.sound].append(event.embeddings)
                 continue
             failed += event.error is not None
+            for embeddings in pieces.pop(event.sound, []) if event.error is None else []:
+                scenes.add(torch.from_numpy(embeddings))
             seconds += event.duration_s
             bar.update(min(round(event.duration_s), bar.total - bar.n))
             if seconds >= 3600 * arguments.hours:
