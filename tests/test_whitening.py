@@ -33,15 +33,15 @@ KEPT = 6
 
 @pytest.fixture(scope="module")
 def scenes():
-    """[400, 2 · 20], correlated, of unlike variance."""
+    """[1200, 2 · 20], correlated, of unlike variance."""
     generator = torch.Generator().manual_seed(0)
-    mixed = torch.randn(400, 40, generator=generator) * torch.linspace(0.1, 3, 40)
+    mixed = torch.randn(1200, 40, generator=generator) * torch.linspace(0.1, 3, 40)
     return 5 + mixed @ torch.randn(40, 40, generator=generator)
 
 
 def measured(scenes, kept=None):
     found = ScenesMeasured(2, 20)
-    for part in scenes.split([1, 150, 249]):
+    for part in scenes.split([1, 550, 649]):
         found.add(part)
     return found.whitening(kept)
 
@@ -50,10 +50,10 @@ def measured(scenes, kept=None):
 def test_whitened_scenes_are_centred_and_uncorrelated(scenes, kept):
     whitening = measured(scenes, kept)
     whitened = whitening(scenes).double()
-    assert whitened.shape == (400, whitening.size) and whitening.size == 2 * (kept or 20)
+    assert whitened.shape == (1200, whitening.size) and whitening.size == 2 * (kept or 20)
     assert whitened.mean(0).abs().max() < 1e-5
     for part, plain in zip(whitened.chunk(2, 1), scenes.double().chunk(2, 1), strict=True):
-        covariance = part.T @ part / 400
+        covariance = part.T @ part / 1200
         variance = torch.linalg.eigvalsh(torch.cov(plain.T, correction=0)).flip(0)
         expected = variance / (variance + variance.mean())
         torch.testing.assert_close(covariance, torch.diag(expected[: part.shape[1]]), rtol=0, atol=1e-5)

@@ -228,12 +228,12 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         TrainConfig(
             out=Path("runs/tiny"),
             serve=ServeConfig(layers=(0, 6), pooling="mean+std"),
-            front_end=FrontEndOptions(n_fft=1024),
+            front_end=FrontEndOptions(n_fft=2048),
             encoder=EncoderConfig(width=192, depth=6, heads=3, positions="rotary-time"),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
             target=TargetConfig("latent", top_layers=4, centre=True),
-            loss=LossConfig(regularisers=(("reconstruction", 0.3),)),
+            loss=LossConfig(regularisers=(("reconstruction", 0.3), ("clip", 0.3))),
             optim=OptimConfig(
                 steps=20_000, batch_size=32, base_lr=4e-3, warmup_steps=500, schedule="constant", decay_share=0.2
             ),

@@ -11,6 +11,7 @@ from hear_jepa.errors import OptionError
 from hear_jepa.options import check_name
 
 POOLINGS = {"mean": 1, "mean+std": 2}  # name: parts of an embedding
+AT_ONCE = 512  # scenes whose products are summed at once: adding up the matrices costs more than a product
 
 
 class Whitening(nn.Module):
@@ -43,15 +44,23 @@ class ScenesMeasured:
 
     def __init__(self, parts: int, size: int):
         self.count = 0
+        self._waiting: list[Tensor] = []
         self._sum = torch.zeros(parts, size, dtype=torch.float64)
         self._products = torch.zeros(parts, size, size, dtype=torch.float64)
 
     def add(self, scenes: Tensor) -> None:
         """Take scenes [n, parts · size]."""
-        parts = scenes.double().cpu().unflatten(-1, self._sum.shape).transpose(0, 1)  # [parts, n, size]
-        self._sum += parts.sum(1)
-        self._products += parts.mT @ parts
         self.count += len(scenes)
+        self._waiting.append(scenes.cpu())
+        if sum(map(len, self._waiting)) >= AT_ONCE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if self._waiting:
+            parts = torch.cat(self._waiting).double().unflatten(-1, self._sum.shape).transpose(0, 1)  # [parts, n, size]
+            self._sum += parts.sum(1)
+            self._products += parts.mT @ parts
+            self._waiting.clear()
 
     def whitening(self, kept: int | None = None) -> Whitening:
         """The `kept` principal components of each part (all by default), each divided by the root of its variance plus
@@ -65,6 +74,7 @@ class ScenesMeasured:
             raise OptionError(f"the components kept of a part must be 1 to {size}, not {kept}")
         if self.count <= kept:
             raise OptionError(f"{self.count} scenes do not tell {kept} components: take more sound, or keep fewer")
+        self._sum_up()
         mean = self._sum / self.count
         covariance = self._products / self.count - mean[:, :, None] * mean[:, None]
         variance, directions = torch.linalg.eigh(covariance)  # smallest first
