@@ -42,8 +42,8 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
-    """One embedding a clip: its columns, `model.scene_hop_ms` apart, pooled as `model.pooling` says, and whitened where
-    the model has a `whitening`.
+    """One embedding a clip: its columns, `model.scene_hop_ms` apart, pooled as `model.pooling` says; whitened where the
+    model was loaded with `whiten`.
 
     audio: float [n_sounds, n_samples] at `model.sample_rate`, on any device (moved to the model's).
     Returns float32 [n_sounds, model.scene_embedding_size] on the model's device. Raises `AudioError`.

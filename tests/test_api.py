@@ -27,7 +27,8 @@ def test_the_shipped_default_is_tiny(minute):
     default, named = load_model(), load_model("tiny")
     assert "tiny" in shipped_models() and default.sample_rate == 16000
     assert default.timestamp_embedding_size == len(default.layers) * 5 * 192
-    assert default.scene_embedding_size == default.whitening.size < 2 * default.timestamp_embedding_size
+    assert default.scene_embedding_size == 2 * default.timestamp_embedding_size  # mean and standard deviation
+    assert load_model(whiten=True).scene_embedding_size == 2048
     audio = minute[:64000].view(2, 32000)
     scenes = get_scene_embeddings(audio, default)
     assert scenes.shape == (2, default.scene_embedding_size) and scenes.dtype == torch.float32

@@ -3,7 +3,7 @@
 * those of the sounds that a whitening was measured on are centred and uncorrelated, in order of their variance;
 * a whitened scene is the plain one less the mean, by the matrices, whoever asks: one clip, a batch, files, a graph;
 * a file holds the whitening, and one that does not fit is refused by name;
-* it is left out for other layers and poolings;
+* it is asked for, and refused for other layers and poolings;
 * timestamps are never whitened; search finds the model again that embedded an index, whitened or not;
 * `hear-jepa whiten` makes such a file, of the same weights, and says what is wrong with too little sound.
 """
@@ -85,7 +85,7 @@ def whitened(minute):
 
 
 def test_a_scene_is_the_plain_one_by_the_matrices(whitened, minute, tmp_path):
-    model, plain = Embedder(whitened), Embedder(whitened, whiten=False)
+    model, plain = Embedder(whitened, whiten=True), Embedder(whitened)
     assert model.scene_embedding_size == 2 * KEPT == model.size_of("windows")
     clips = minute[:200_000].reshape(4, 50_000)
     scenes = model.scenes(clips)
@@ -123,20 +123,19 @@ def test_a_file_holds_the_whitening_and_only_one_that_fits(whitened, tmp_path):
         load_checkpoint(tmp_path / "half.safetensors")
 
 
-def test_it_is_left_out_where_it_does_not_fit(whitened):
-    assert Embedder(whitened, whiten=True).whitening is not None
-    assert Embedder(whitened, layers=1).whitening is None
-    assert Embedder(whitened, pooling="mean").whitening is None
-    assert Embedder(whitened, layers=[0, 1], pooling="mean+std", scene_hop_ms=40).whitening is not None
+def test_it_is_asked_for_and_must_fit(whitened):
+    assert Embedder(whitened).whitening is None
+    assert Embedder(whitened, layers=[0, 1], pooling="mean+std", scene_hop_ms=40, whiten=True).whitening is not None
     assert untrained(whitened).whitening is None
-    with pytest.raises(OptionError, match=r"layers \[0, 1\] and pooling mean\+std"):
-        Embedder(whitened, layers=1, whiten=True)
+    for other in ({"layers": 1}, {"pooling": "mean"}):
+        with pytest.raises(OptionError, match=r"layers \[0, 1\] and pooling mean\+std"):
+            Embedder(whitened, **other, whiten=True)
     with pytest.raises(OptionError, match="hear-jepa whiten"):
         Embedder(replace(whitened, whitening=None), whiten=True)
 
 
 def sha256_without(path):
-    return hear_jepa.load_model(path, whiten=False).weights_sha256("scene")
+    return hear_jepa.load_model(path).weights_sha256("scene")
 
 
 def write_sounds(folder, count):
@@ -168,8 +167,8 @@ def test_search_takes_the_model_that_embedded_the_index(whitened, tmp_path, caps
     path, sounds = tmp_path / "whitened.safetensors", write_sounds(tmp_path / "sounds", 3)
     save_checkpoint(path, whitened)
     index = str(tmp_path / "index.npz")
-    assert cli.main(["embed", sounds, "--out", index, "--model", str(path)]) == 0
-    assert hear_jepa.load_model(path).scene_embedding_size == 2 * KEPT
+    assert cli.main(["embed", sounds, "--out", index, "--model", str(path), "--whiten"]) == 0
+    assert open_output(index).settings["embedding_size"] == 2 * KEPT
     capsys.readouterr()
     assert cli.main(["search", index, f"{sounds}/1.wav", "--model", str(path), "-k", "1"]) == 0
     assert "1.wav" in capsys.readouterr().out

@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="between the columns that a scene is made of: 160 is the fastest (default: as the checkpoint says)",
     )
     parser.add_argument("--layers", type=_layers, help="such as 12 or 6,12: layers whose outputs are concatenated")
+    parser.add_argument(
+        "--whiten", action="store_true", help="by the checkpoint's whitening: for search and neighbours"
+    )
     parser.add_argument("--channels", choices=CHANNELS, default="mix", help="mix to mono, or embed each channel")
     parser.add_argument("--device", default="cpu", help=f"{DEVICES} (default: cpu)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the encoder")
@@ -177,6 +180,7 @@ def _embed_into(
             layers=arguments.layers,
             precision=arguments.precision,
             scene_hop_ms=arguments.scene_hop_ms,
+            whiten=arguments.whiten,
         )
         settings = settings_of(model.to(choose_device(arguments.device)), arguments)
         declare(settings)

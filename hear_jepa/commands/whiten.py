@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     random.Random(0).shuffle(sounds)
     with checkpoint_file(arguments.model) as path:
         checkpoint = load_checkpoint(path)
-    model = Embedder(checkpoint, whiten=False).to(choose_device(arguments.device))
+    model = Embedder(checkpoint).to(choose_device(arguments.device))
     window_s = arguments.window_s or model.grid.columns * model.grid.column_ms / 1000
     scenes = ScenesMeasured(POOLINGS[model.pooling], model.timestamp_embedding_size)
     seconds, failed, pieces = 0.0, 0, defaultdict(list)

@@ -14,7 +14,7 @@ def load_same_model(name: str, settings: dict[str, Any], made: str) -> Embedder:
     """
     hop = {"hop_ms" if settings["kind"] == "timestamps" else "scene_hop_ms": settings["hop_ms"]}
     served = {name: settings[name] for name in ("layers", "pooling")}
-    model = load_model(name, **served, **hop, whiten=settings.get("whitened", False) and None)
+    model = load_model(name, **served, **hop, whiten=settings.get("whitened", False))
     weights = model.weights_sha256(settings["kind"])
     if weights != settings["weights_sha256"]:
         raise OptionError(

@@ -49,8 +49,8 @@ class Embedder(nn.Module):
     precision: "float32", or "bfloat16" to run the encoder (never the front end) under autocast;
     batch_windows: windows of the trained duration encoded at once: bounds the memory;
     pooling: of a scene's columns, "mean" or "mean+std" (mean and standard deviation, twice the size);
-    whiten: apply the checkpoint's whitening to scenes; by default where it has one, and layers and pooling are those
-        that it was measured with. Timestamps are never whitened.
+    whiten: apply the checkpoint's whitening to scenes, for nearest neighbours and search; layers and pooling must be
+        those that it was measured with. Timestamps are never whitened.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Embedder(nn.Module):
         batch_windows: int = 16,
         scene_hop_ms: int | None = None,
         pooling: str | None = None,
-        whiten: bool | None = None,
+        whiten: bool = False,
     ):
         super().__init__()
         self.grid: Grid = checkpoint.grid
@@ -78,7 +78,7 @@ class Embedder(nn.Module):
         self.encoder = checkpoint.build()
         self.sample_rate: int = self.grid.sample_rate
         self.timestamp_embedding_size: int = len(self.layers) * self.grid.rows * checkpoint.encoder.width
-        self.whitening = self._whitening_of(checkpoint, whiten)
+        self.whitening = self._whitening_of(checkpoint) if whiten else None
         pooled_size = POOLINGS[self.pooling] * self.timestamp_embedding_size
         self.scene_embedding_size: int = self.whitening.size if self.whitening else pooled_size
         self.eval()
@@ -100,17 +100,14 @@ class Embedder(nn.Module):
             raise OptionError("the meta device holds no weights to embed with: move the model to cpu, cuda or mps")
         return super()._apply(fn, *arguments, **options)
 
-    def _whitening_of(self, checkpoint: Checkpoint, asked: bool | None) -> Whitening | None:
-        fits = self.layers == checkpoint.layers and self.pooling == checkpoint.served.pooling
-        if asked and (checkpoint.whitening is None or not fits):
+    def _whitening_of(self, checkpoint: Checkpoint) -> Whitening:
+        if checkpoint.whitening is None:
+            raise OptionError("the checkpoint has no whitening: make one by `hear-jepa whiten`, or leave whiten out")
+        if self.layers != checkpoint.layers or self.pooling != checkpoint.served.pooling:
             raise OptionError(
-                "whiten is true, but the checkpoint has no whitening: make one by `hear-jepa whiten`"
-                if checkpoint.whitening is None
-                else f"whiten is true, but the whitening is of layers {list(checkpoint.layers)} and pooling "
-                f"{checkpoint.served.pooling}: leave these options out"
+                f"the whitening is of layers {list(checkpoint.layers)} and pooling {checkpoint.served.pooling}: "
+                "leave these options out, or whiten"
             )
-        if checkpoint.whitening is None or not fits or asked is False:
-            return None
         return Whitening(checkpoint.whitening.mean, checkpoint.whitening.maps)  # this model's, which may move
 
     def pool(self) -> Pool:
