@@ -7,8 +7,6 @@ neighbours work better on them.
 
 import argparse
 import random
-from collections import defaultdict
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 from hear_jepa.api import checkpoint_file
 from hear_jepa.device import DEVICES, choose_device
 from hear_jepa.errors import OptionError
-from hear_jepa.files.embed import FileEnd, embed_pieces
+from hear_jepa.files.embed import embed_files
 from hear_jepa.files.find import find_sources
 from hear_jepa.model.checkpoint import load_checkpoint, save_checkpoint
 from hear_jepa.model.embedder import Embedder
@@ -45,18 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
     model = Embedder(checkpoint).to(choose_device(arguments.device))
     window_s = arguments.window_s or model.grid.columns * model.grid.column_ms / 1000
     scenes = ScenesMeasured(POOLINGS[model.pooling], model.timestamp_embedding_size)
-    seconds, failed, pieces = 0.0, 0, defaultdict(list)
-    events = embed_pieces(model, sounds, "windows", window_s=window_s, workers=1)  # one: the same files every time
-    with closing(events), progress_bar(desc="whiten", total=round(3600 * arguments.hours), unit="second") as bar:
-        for event in events:
-            if not isinstance(event, FileEnd):
-                pieces[event.sound].append(event.embeddings)
-                continue
-            failed += event.error is not None
-            for embeddings in pieces.pop(event.sound, []) if event.error is None else []:
+    seconds, failed = 0.0, 0
+    files = embed_files(model, sounds, "windows", window_s=window_s, workers=1)  # one: the same files every time
+    with progress_bar(desc="whiten", total=round(3600 * arguments.hours), unit="second") as bar:
+        for file in files:
+            failed += file.error is not None
+            for embeddings in file.embeddings:
                 scenes.add(torch.from_numpy(embeddings))
-            seconds += event.duration_s
-            bar.update(min(round(event.duration_s), bar.total - bar.n))
+            seconds += file.duration_s
+            bar.update(min(round(file.duration_s), bar.total - bar.n))
             if seconds >= 3600 * arguments.hours:
                 break
     whitening = scenes.whitening(arguments.components)

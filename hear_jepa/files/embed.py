@@ -7,7 +7,7 @@ thread encodes them, those of one length together, whichever file they come from
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def embed_pieces(
     headerless: bool = False,
     window_s: float | None = None,
     hop_s: float | None = None,
-) -> Generator[Piece | FileEnd, None, None]:
+) -> Iterator[Piece | FileEnd]:
     """Embed files, a `FileEnd` after the pieces of each; the pieces of several files come interleaved.
 
     paths: each is embedded once, however often it is named;

@@ -137,9 +137,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite weights; take another copy, or an earlier one")
     weights = {name: tensor.float() for name, tensor in weights.items()}
-    mean, maps = (weights.pop(WHITENING + name, None) for name in ("mean", "maps"))
-    whitening = None if mean is None or maps is None else Whitening(mean, maps)
-    return replace(checkpoint, weights=weights, whitening=whitening)
+    names = [name for name in weights if name.startswith(WHITENING)]
+    whitening = {name.removeprefix(WHITENING): weights.pop(name) for name in names}
+    return replace(checkpoint, weights=weights, whitening=Whitening(**whitening) if whitening else None)
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def check_shapes(path: Path, checkpoint: Checkpoint, found: dict[str, tuple[int,
     else:
         expected = found | {"pos_embed": positions}
     if any(name.startswith(WHITENING) for name in found):
-        kept = max(1, *found.get(WHITENING + "maps", ())[-1:], 0)
+        kept = max((1, *found.get(WHITENING + "maps", ())[2:]))
         parts, size = POOLINGS[checkpoint.served.pooling], len(checkpoint.layers) * config.n_freq_patches * config.width
         expected |= {WHITENING + "mean": (parts * size,), WHITENING + "maps": (parts, size, min(kept, size))}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
