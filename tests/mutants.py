@@ -40,6 +40,10 @@ class Fault:
 
 
 FAULTS = [
+    # the log-mel
+    Fault("model/front_end.py", "before = config.n_fft // 2 - config.n_fft_short // 2", "before = 0", "test_frontend.py -k two_windows"),
+    Fault("model/front_end.py", "torch.stack([short, bands], dim=2)", "torch.stack([short, bands], dim=1)", "test_frontend.py -k two_windows"),
+    Fault("model/front_end.py", 'config.spectrum == "magnitude" else 2)', 'config.spectrum == "magnitude" else 1)', "test_frontend.py -k two_windows"),
     # the loop
     Fault("train/loop.py", "config.optim.lr(self.step)", "config.optim.peak_lr", f"{HAND} -k schedules"),
     Fault("train/loop.py", "config.ema.momentum(self.step, config.optim.steps)", "config.ema.start", f"{HAND} -k schedules"),
@@ -103,6 +107,8 @@ FAULTS = [
     Fault("train/jepa.py", "loss + weight * regulariser(step)", "loss + regulariser(step)", "test_jepa.py"),
     Fault("train/losses.py", "var(dim=-1, keepdim=True) + 1e-6", "var(dim=-1, keepdim=True, correction=0) + 1e-6", "test_jepa.py"),
     Fault("train/losses.py", "beta=1.0", "beta=0.5", "test_jepa.py"),
+    Fault("train/losses.py", "predicted @ targets.T / 0.1", "predicted @ targets.T", "test_jepa.py -k nce"),
+    Fault("train/losses.py", "(F.normalize(x.float().flatten(0, -2), dim=-1) for", "(x.float().flatten(0, -2) for", "test_jepa.py -k nce"),
     # windows and pooling
     Fault("hear_jepa/model/grid.py", "first_new=new - start,", "first_new=0,", "test_grid.py test_embedder.py"),
     Fault("hear_jepa/model/grid.py", "max(stop - self.columns, 0), stop, new", "new, stop, new", "test_grid.py"),

@@ -33,7 +33,9 @@ def foreign():
     positions = {"positions": "rotary-both", "n_freq_patches": 4, "n_time_patches": 40, "patch_frames": 4}
     blocks = {"gated_mlp": True, "qk_norm": True, "patch_norm": True, "class_token": True}
     bands = {"mel_scale": "htk", "spectrum": "magnitude", "log_floor": 1e-5, "log_floor_by": "clamping"}
-    front_end = FrontEndConfig(sample_rate=24000, n_fft=1024, hop_length=240, n_mels=64, f_max=12000.0, **bands)
+    front_end = FrontEndConfig(
+        sample_rate=24000, n_fft=1024, n_fft_short=512, hop_length=240, n_mels=64, f_max=12000.0, **bands
+    )
     config = replace(SMALL, width=48, depth=2, **positions, **blocks)
     return Embedder(random_checkpoint(config, front_end=front_end), hop_ms=20, scene_hop_ms=40)
 

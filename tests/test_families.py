@@ -315,7 +315,7 @@ def by_definition(audio, tensors, pos_embed, class_token, eps, mean, std):
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     padded = np.pad(audio.double().numpy(), 200)
     power = np.abs(np.fft.rfft([padded[i : i + 400] * window for i in range(0, len(audio), 160)])) ** 2
-    mel = torch.from_numpy(power) @ LogMel().mel.mel_basis.double().T  # [frames, 80]
+    mel = torch.from_numpy(power) @ LogMel().power.mel.mel_basis.double().T  # [frames, 80]
     spectrogram = (((mel + torch.finfo(torch.float32).eps).log() - mean) / std).T
     columns = []
     for start in range(0, spectrogram.shape[1], 208):

@@ -2,6 +2,7 @@
 
 * it is the definition: Hann window of 400, hop 160, power, 80 mels, natural log of (mel + eps), standardised; with
   other scales and floors it is torchaudio's; the fast Fourier transform gives the spectrum of nnAudio's convolution;
+* beside a short window, rows of the two alternate, and a steady tone has the same level in both;
 * frame i is centred on sample 160·i and hears 200 samples on either side; any range of frames is a slice of the whole;
 * it stays float32 under autocast, and TF32 is off while it runs on CUDA, back afterwards.
 """
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchaudio
 
+from hear_jepa.errors import OptionError
 from hear_jepa.model.front_end import FrontEndConfig, LogMel, full_float32
 
 
@@ -23,7 +25,7 @@ def test_it_is_the_definition(recordings):
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     frames = np.stack([padded[160 * i : 160 * i + 400] * window for i in range(50)])
     power = np.abs(np.fft.rfft(frames)) ** 2  # [50, 201]
-    mel = power @ log_mel.mel.mel_basis.double().numpy().T
+    mel = power @ log_mel.power.mel.mel_basis.double().numpy().T
     expected = (np.log(mel + np.finfo(np.float32).eps) + 3.0) / 2.0
     np.testing.assert_allclose(log_mel(audio[None])[0].numpy(), expected.T, atol=2e-3)
 
@@ -32,9 +34,9 @@ def test_it_is_the_definition(recordings):
 def test_the_fast_fourier_transform_gives_nnaudios_spectrum(recordings, n_fft):
     log_mel = LogMel(FrontEndConfig(n_fft=n_fft))
     for audio in (recordings[0][None, :30000], torch.cat([recordings[1], torch.zeros(20000)])[None]):
-        expected = log_mel.mel(audio)
-        power = log_mel._power(audio)
-        torch.testing.assert_close(log_mel.mel.mel_basis @ power, expected, rtol=1e-4, atol=1e-7)
+        expected = log_mel.power.mel(audio)
+        power = log_mel.power.spectrum(audio)
+        torch.testing.assert_close(log_mel.power.mel.mel_basis @ power, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("n_samples, n_frames", [(1, 1), (160, 1), (161, 2), (16000, 100), (33280, 208), (33281, 209)])
@@ -59,6 +61,33 @@ def test_any_range_of_frames_is_a_slice_of_the_whole(recordings):
     for first, count in [(-20, 5), (-20, 60), (-3, 7), (0, 57), (10, 1), (50, 36), (60, 20)]:
         frames = log_mel.frames(audio, first, count)
         torch.testing.assert_close(frames, whole[:, :, first + 20 : first + 20 + count], rtol=0, atol=1e-5)
+
+
+def test_rows_of_two_windows_alternate_and_share_their_centre(recordings):
+    both = LogMel(FrontEndConfig(n_fft=2048, n_fft_short=512, n_mels=160))
+    long, short = (LogMel(FrontEndConfig(n_fft=n_fft)) for n_fft in (2048, 512))
+    audio = recordings[0][None, :16000]
+    together, std = both(audio), both.config.std
+    assert together.shape == (1, 160, 100)
+    torch.testing.assert_close(together[:, 1::2], long(audio), rtol=0, atol=1e-5)
+    louder = short(audio * 4)  # a window of a quarter has a sixteenth of the power of a steady sound
+    torch.testing.assert_close(together[:, 0::2], louder, rtol=0, atol=1e-4)
+    tone = both(torch.sin(torch.arange(32000) * 2 * math.pi * 1000 / 16000)[None])[0, :, 50:150].mean(1) * std
+    row = int(tone[1::2].argmax())
+    assert both.row_centres()[2 * row] == both.row_centres()[2 * row + 1] == pytest.approx(1000, rel=0.05)
+    assert abs(tone[2 * row] - tone[2 * row + 1]) < 0.5  # nepers of power
+    click = torch.zeros(1, 16000)
+    click[0, 8000] = 1.0
+    change = (both(click) - both(torch.zeros(1, 16000))).abs()[0]
+    for rows, reach in ((change[0::2], 256), (change[1::2], 1024)):
+        heard = rows.amax(0).nonzero().flatten().tolist()
+        assert heard == [i for i in range(100) if abs(160 * i - 8000) < reach]
+
+
+@pytest.mark.parametrize("wrong", [{"n_fft_short": 400}, {"n_fft_short": 8}, {"n_fft_short": 200, "n_mels": 81}])
+def test_a_short_window_that_does_not_fit_is_refused(wrong):
+    with pytest.raises(OptionError, match="n_fft_short"):
+        FrontEndConfig(**wrong)
 
 
 def test_float32_under_autocast(recordings):

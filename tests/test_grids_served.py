@@ -40,6 +40,10 @@ GRIDS = {
         replace(SMALL, patch_mels=8, n_freq_patches=8, positions="rotary-time"),
         FrontEndConfig(n_mels=64, n_fft=2048),
     ),
+    "two windows": (
+        replace(SMALL, patch_mels=32, n_freq_patches=4, positions="rotary-time"),
+        FrontEndConfig(n_mels=128, n_fft=2048, n_fft_short=512),
+    ),
     "16x4, 24 kHz, rotary in both": (
         replace(
             SMALL,

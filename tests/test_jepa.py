@@ -56,11 +56,22 @@ def test_losses_by_hand():
     assert LOSSES["cosine"](prediction, target).item() == pytest.approx(1 - cosine, rel=1e-5)
 
 
+def test_info_nce_chooses_among_all_targets_of_the_step():
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    logits = [
+        [F.cosine_similarity(p, t, dim=0).item() / 0.1 for t in target.flatten(0, 1)] for p in predicted.flatten(0, 1)
+    ]
+    by_hand = sum(math.log(sum(map(math.exp, row))) - row[i] for i, row in enumerate(logits)) / 6
+    assert LOSSES["info-nce"](predicted, target).item() == pytest.approx(by_hand, rel=1e-5)
+    assert LOSSES["info-nce"](3 * target, target) < LOSSES["info-nce"](target.flip(0), target)
+
+
 def test_further_terms_by_hand():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(2, 50, 3, generator=generator) * torch.tensor([0.1, 1.0, 2.0])
     heads = {"reconstruction": torch.randn(2, 60, 4), "clip": torch.randn(2, 60, 3)}
-    step = Pass(torch.randn(2, 60, 4), z, heads, torch.randn(2, 3), LOSSES["mse"])
+    step = Pass(torch.randn(2, 60, 4), z, heads, torch.randn(2, 3))
     flat = z.flatten(0, 1)
     covariance = torch.cov(flat.T)
     hinge = [max(0.0, 1 - math.sqrt(covariance[i, i].item() + 1e-4)) for i in range(3)]
@@ -70,7 +81,7 @@ def test_further_terms_by_hand():
     by_hand = sum((heads["reconstruction"] - step.patches).square().flatten().tolist()) / (2 * 60 * 4)
     assert REGULARISERS["reconstruction"](step).item() == pytest.approx(by_hand, rel=1e-5)
     pooled = sum(heads["clip"].unbind(1)) / 60
-    by_hand = sum((pooled - normalise(step.clip_target)).square().flatten().tolist()) / 6
+    by_hand = LOSSES["smooth-l1"](pooled, normalise(step.clip_target)).item()
     assert REGULARISERS["clip"](step).item() == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -90,7 +101,7 @@ def test_the_models_loss_is_that_of_its_parts(domain):
     expected += 0.3 * F.mse_loss(jepa.predictor.heads["reconstruction"](tokens), everything)
     pooled = jepa.predictor.heads["clip"](tokens).mean(1)
     expected += 0.2 * F.smooth_l1_loss(pooled, normalise(seen.mean(1)))
-    expected += 0.1 * REGULARISERS["variance"](Pass(patches, context, {}, pooled, None))
+    expected += 0.1 * REGULARISERS["variance"](Pass(patches, context, {}, pooled))
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -169,7 +169,9 @@ def test_search_takes_the_model_that_embedded_the_index(whitened, tmp_path, caps
     index = str(tmp_path / "index.npz")
     assert cli.main(["embed", sounds, "--out", index, "--model", str(path), "--whiten"]) == 0
     assert open_output(index).settings["embedding_size"] == 2 * KEPT
-    capsys.readouterr()
+    columns = ["embed", sounds, "--out", str(tmp_path / "t.npz"), "--model", str(path), "--kind", "timestamps"]
+    assert cli.main([*columns, "--whiten"]) == 2
+    assert "timestamps have no whitening" in capsys.readouterr().err
     assert cli.main(["search", index, f"{sounds}/1.wav", "--model", str(path), "-k", "1"]) == 0
     assert "1.wav" in capsys.readouterr().out
     plain = str(tmp_path / "plain.npz")

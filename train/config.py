@@ -228,14 +228,14 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         TrainConfig(
             out=Path("runs/tiny"),
             serve=ServeConfig(layers=(0, 6), pooling="mean+std"),
-            front_end=FrontEndOptions(n_fft=2048),
-            encoder=EncoderConfig(width=192, depth=6, heads=3, positions="rotary-time"),
+            front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
+            encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
             predictor=PredictorConfig(width=128, depth=3, heads=4),
             mask=MaskConfig(context_share=0.3),
             target=TargetConfig("latent", top_layers=4, centre=True),
-            loss=LossConfig(regularisers=(("reconstruction", 0.3), ("clip", 0.3))),
+            loss=LossConfig("info-nce", regularisers=(("reconstruction", 1.0), ("clip", 1.0))),
             optim=OptimConfig(
-                steps=20_000, batch_size=32, base_lr=4e-3, warmup_steps=500, schedule="constant", decay_share=0.2
+                steps=20_000, batch_size=64, base_lr=2.8e-3, warmup_steps=500, schedule="constant", decay_share=0.2
             ),
             ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
             compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares

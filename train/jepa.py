@@ -104,7 +104,7 @@ class JEPA(nn.Module):
         target, clip_target = self.targets(patches, mask, scored)  # [M·N, Ks, D], [M·N, D]
         # The loss is the distance of the two, and whatever else is asked for.
         loss = self.distance(predicted, target)
-        step = Pass(take(masked, both), context, self.predictor.further(tokens), clip_target, self.distance)
+        step = Pass(take(masked, both), context, self.predictor.further(tokens), clip_target)
         for regulariser, weight in self.regularisers:
             loss = loss + weight * regulariser(step)
         return Prediction(loss, predicted.detach(), target, context.detach())

@@ -4,7 +4,6 @@
 terms that are added with a weight: functions of a `Pass` -> a scalar. A new one is one function in its table.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ class LossConfig:
     """What the prediction is held to."""
 
     kind: str = "smooth-l1"
-    """Distance between prediction and target: smooth-l1 with beta 1 (the paper), mse or cosine."""
+    """Distance between prediction and target: smooth-l1 with beta 1 (the paper), mse, cosine or info-nce."""
     normalise_target: bool = True
     """Standardise every target over its width (the paper: yes)."""
     regularisers: tuple[tuple[str, float], ...] = ()
@@ -40,7 +39,6 @@ class Pass(NamedTuple):
     context: Tensor  # [M·N, Kc, D], embeddings of the context encoder
     heads: dict[str, Tensor]  # what the predictor's further heads give for every token [M·N, Kc + Kt, …]
     clip_target: Tensor  # [M·N, D], mean of what the target encoder gave for the crop
-    distance: Callable[[Tensor, Tensor], Tensor]  # the configured one of LOSSES
 
 
 def normalise(target: Tensor) -> Tensor:
@@ -66,7 +64,14 @@ def cosine(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
 
 
-LOSSES = {"smooth-l1": smooth_l1, "mse": mse, "cosine": cosine}
+def info_nce(prediction: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of the choice, among all targets of a rank's micro-batch, of the one that a prediction is for, by
+    the cosine over a temperature of 0.1 (van den Oord et al. 2018, eq. 4; Baevski et al. 2020, eq. 3)."""
+    predicted, targets = (F.normalize(x.float().flatten(0, -2), dim=-1) for x in (prediction, target))
+    return F.cross_entropy(predicted @ targets.T / 0.1, torch.arange(len(targets), device=targets.device))
+
+
+LOSSES = {"smooth-l1": smooth_l1, "mse": mse, "cosine": cosine, "info-nce": info_nce}
 
 # -------------------------------------------------------------------- further terms
 
@@ -77,8 +82,8 @@ def reconstruction(step: Pass) -> Tensor:
 
 
 def clip(step: Pass) -> Tensor:
-    """Distance of the mean of the head's outputs from the standardised mean of the crop's targets."""
-    return step.distance(step.heads["clip"].mean(dim=1), normalise(step.clip_target))
+    """Smooth L1 between the mean of the head's outputs and the standardised mean of the crop's targets."""
+    return smooth_l1(step.heads["clip"].mean(dim=1), normalise(step.clip_target))
 
 
 def variance(step: Pass) -> Tensor:

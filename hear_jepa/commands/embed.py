@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     shard = parse_shard(arguments.shard) if arguments.shard else None
     if shard and arguments.engine == "ray":
         raise OptionError("--engine ray embeds all shares: give it without --shard")
+    if arguments.whiten and arguments.kind == "timestamps":
+        raise OptionError("--whiten is of scenes and windows: timestamps have no whitening, leave it out")
     if (arguments.kind == "windows") != (arguments.window_s is not None):
         raise OptionError("--kind windows needs --window-s, and --window-s needs --kind windows")
     in_parts = shard is not None or arguments.engine == "ray"

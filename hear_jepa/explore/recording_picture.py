@@ -78,9 +78,7 @@ def draw(model: Embedder, audio: Tensor, start_s: float = 0.0, title: str = ""):
 
 def mel_ticks(model: Embedder, wanted=(250, 500, 1000, 2000, 4000, 7500)) -> tuple[list[float], list[str]]:
     """Where, in mel bands, frequencies in Hz lie, and their labels: measured on the filters that the model uses."""
-    filters: torch.Tensor = model.log_mel.mel.mel_basis.detach().cpu()
-    hz = torch.linspace(0, model.sample_rate / 2, filters.shape[1])
-    centres = (filters @ hz) / filters.sum(1).clamp(min=1e-12)
+    centres = model.log_mel.row_centres()
     places = [int(torch.searchsorted(centres, torch.tensor(float(f)))) for f in wanted]
     bands = []
     for place, frequency in zip(places, wanted, strict=True):

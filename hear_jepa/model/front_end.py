@@ -27,10 +27,13 @@ class FrontEndOptions:
     """Sample rate of the audio in Hz."""
     n_fft: int = within(400, 16, 8192)
     """Window of the Fourier transform in samples (the paper: 400, 25 ms at 16 kHz). A longer one resolves pitch."""
+    n_fft_short: int = within(0, 0, 4096)
+    """A second, shorter window, which resolves time; 0: none. Every band then stands twice, by the short window and by
+    n_fft, one above the other, so that every patch holds both; n_mels counts both."""
     hop_length: int = within(160, 1, 8192)
     """Samples from frame to frame."""
     n_mels: int = within(80, 1, 1024)
-    """Mel bands."""
+    """Rows of the log-mel: mel bands."""
     f_min: float = within(50.0, 0, 384_000)
     """Lowest frequency of the bands in Hz."""
     f_max: float = within(8000.0, 1, 384_000)
@@ -45,6 +48,11 @@ class FrontEndOptions:
         if not self.f_min < self.f_max <= self.sample_rate / 2:
             raise OptionError(
                 f"f_max is {self.f_max}: it must be above f_min, {self.f_min}, and at most half the sample_rate"
+            )
+        if self.n_fft_short and not (16 <= self.n_fft_short < self.n_fft and self.n_mels % 2 == 0):
+            raise OptionError(
+                f"n_fft_short is {self.n_fft_short}: it must be 0, or 16 or more and less than n_fft, {self.n_fft}; "
+                f"and n_mels must be even then, not {self.n_mels}"
             )
 
 
@@ -68,36 +76,73 @@ class FrontEndConfig(FrontEndOptions):
         return (n_frames - 1) * self.hop_length + self.n_fft
 
 
-class LogMel(nn.Module):
-    """Natural logarithm of the mel power spectrogram, less the corpus mean, over the corpus deviation.
-
-    Frame `i` is centred on sample `i · hop_length`. Beyond its two ends the audio goes on as silence (zeros), so a
-    frame depends on the samples around it and never on where a recording was cut. Always computed in float32, also
-    under autocast.
-    """
+class MelPower(nn.Module):
+    """Power in the mel bands by one window of the Fourier transform: nnAudio's."""
 
     mel: Any  # nnAudio's module
     window: Tensor
 
-    def __init__(self, config: FrontEndConfig | None = None):
+    def __init__(self, config: FrontEndConfig, n_fft: int, n_mels: int):
         from nnAudio.features.mel import MelSpectrogram  # a second, for scipy: not of every `import hear_jepa`
 
         super().__init__()
-        self.config = config = config or FrontEndConfig()
         self.mel = MelSpectrogram(
             sr=config.sample_rate,
-            n_fft=config.n_fft,
-            n_mels=config.n_mels,
+            n_fft=n_fft,
+            n_mels=n_mels,
             hop_length=config.hop_length,
             fmin=config.f_min,
             fmax=config.f_max,
             htk=config.mel_scale == "htk",
             norm=None if config.mel_scale == "htk" else 1,  # pyright: ignore[reportArgumentType]
             power=2.0,
-            center=False,  # the context of the first and the last frame is ours to give: `frames`
+            center=False,  # the context of the first and the last frame is ours to give: `LogMel.frames`
             verbose=False,
         )
-        self.register_buffer("window", torch.hann_window(config.n_fft, dtype=torch.float32), persistent=False)
+        self.sample_rate = config.sample_rate
+        self.hop_length, self.of_magnitude = config.hop_length, config.spectrum == "magnitude"
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, (frames - 1) · hop + n_fft] -> [B, bands, frames]."""
+        power = self.spectrum(audio)
+        if self.of_magnitude:
+            # Not `power + floor`: the exporter to ONNX takes what is added below 1e-8 for nothing.
+            power = (power / MAGNITUDE_FLOOR + 1).sqrt() * MAGNITUDE_FLOOR**0.5
+        # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
+        return F.conv1d(power, self.mel.mel_basis[:, :, None])
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        """The power spectrum [B, bins, frames]: nnAudio's convolution or, on a CPU, where that takes several times as
+        long, the same by a fast Fourier transform."""
+        stft = self.mel.stft
+        if audio.device.type != "cpu" or torch.compiler.is_compiling():
+            return stft(audio, output_format="Magnitude").square()
+        spectrum = torch.stft(audio, stft.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
+        return spectrum.real.square() + spectrum.imag.square()
+
+    def centres(self) -> Tensor:
+        """Centre of gravity of every band, in Hz."""
+        filters = self.mel.mel_basis.detach().cpu()
+        hz = torch.linspace(0, self.sample_rate / 2, filters.shape[1])
+        return (filters @ hz) / filters.sum(1).clamp(min=1e-12)
+
+
+class LogMel(nn.Module):
+    """Natural logarithm of the mel power spectrogram, less the corpus mean, over the corpus deviation.
+
+    Frame `i` is centred on sample `i · hop_length`. Beyond its two ends the audio goes on as silence (zeros), so a
+    frame depends on the samples around it and never on where a recording was cut. Always computed in float32, also
+    under autocast. With a short window beside the long one, the rows of the two alternate.
+    """
+
+    def __init__(self, config: FrontEndConfig | None = None):
+        super().__init__()
+        self.config = config = config or FrontEndConfig()
+        short = config.n_fft_short
+        bands = config.n_mels // 2 if short else config.n_mels
+        self.power = MelPower(config, config.n_fft, bands)
+        self.short_power = MelPower(config, short, bands) if short else None
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, samples] -> [B, mels, frames], one frame for every started hop."""
@@ -113,27 +158,23 @@ class LogMel(nn.Module):
 
     def valid(self, audio: Tensor) -> Tensor:
         """[B, (frames - 1) · hop + n_fft] -> [B, mels, frames], with no padding at all."""
+        config, floor = self.config, self.config.log_floor
         with full_float32(audio.device.type):
-            power = self._power(audio.float())
-            if self.config.spectrum == "magnitude":
-                # Not `power + floor`: the exporter to ONNX takes what is added below 1e-8 for nothing.
-                power = (power / MAGNITUDE_FLOOR + 1).sqrt() * MAGNITUDE_FLOOR**0.5
-            # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
-            bands = F.conv1d(power, self.mel.mel_basis[:, :, None])
-            floor = self.config.log_floor
-            power = bands + floor if self.config.log_floor_by == "adding" else bands.clamp(min=floor)
-            return (power.log() - self.config.mean) / self.config.std
+            bands = self.power(audio.float())
+            if self.short_power is not None:
+                before = config.n_fft // 2 - config.n_fft_short // 2  # both windows have their centre in one place
+                after = config.n_fft - config.n_fft_short - before
+                short = self.short_power(audio.float()[:, before : audio.shape[1] - after])
+                # A steady sound has the same power in both.
+                short = short * (config.n_fft / config.n_fft_short) ** (1 if config.spectrum == "magnitude" else 2)
+                bands = torch.stack([short, bands], dim=2).flatten(1, 2)
+            power = bands + floor if config.log_floor_by == "adding" else bands.clamp(min=floor)
+            return (power.log() - config.mean) / config.std
 
-    def _power(self, audio: Tensor) -> Tensor:
-        """[B, samples] -> power spectrum [B, bins, frames]: nnAudio's convolution or, on a CPU, where that takes
-        several times as long, the same by a fast Fourier transform."""
-        stft = self.mel.stft
-        if audio.device.type != "cpu" or torch.compiler.is_compiling():
-            return stft(audio, output_format="Magnitude").square()
-        spectrum = torch.stft(
-            audio, stft.n_fft, self.config.hop_length, window=self.window, center=False, return_complex=True
-        )
-        return spectrum.real.square() + spectrum.imag.square()
+    def row_centres(self) -> Tensor:
+        """Centre of every row of the log-mel, in Hz [mels]."""
+        centres = self.power.centres()
+        return centres if self.short_power is None else centres.repeat_interleave(2)
 
 
 @contextmanager
