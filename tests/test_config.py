@@ -59,7 +59,7 @@ def test_the_command_line_overrides_a_preset():
     tiny = to_json(PRESETS["tiny"][1])
     assert sorted(differences(tiny, to_json(config))) == [
         "encoder.frames: 208 -> 320",
-        "loss.regularisers: [['reconstruction', 0.3], ['clip', 0.3]] -> [['clip', 0.1]]",
+        "loss.regularisers: [['reconstruction', 1.0], ['clip', 1.0]] -> [['clip', 0.1]]",
         "mask.strategy: unstructured -> time",
         "optim.steps: 20000 -> 7",
         "target.centre: True -> False",
