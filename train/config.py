@@ -227,7 +227,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.",
         TrainConfig(
             out=Path("runs/tiny"),
-            serve=ServeConfig(layers=(0, 6), pooling="mean+std"),
+            serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
             front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
             encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
             predictor=PredictorConfig(width=128, depth=3, heads=4),

@@ -164,7 +164,8 @@ class LogMel(nn.Module):
             if self.short_power is not None:
                 before = config.n_fft // 2 - config.n_fft_short // 2  # both windows have their centre in one place
                 after = config.n_fft - config.n_fft_short - before
-                short = self.short_power(audio.float()[:, before : audio.shape[1] - after])
+                # Padded by less than nothing: of a slice the exporter would take the number of clips for a constant.
+                short = self.short_power(F.pad(audio.float(), (-before, -after)))
                 # A steady sound has the same power in both.
                 short = short * (config.n_fft / config.n_fft_short) ** (1 if config.spectrum == "magnitude" else 2)
                 bands = torch.stack([short, bands], dim=2).flatten(1, 2)
