@@ -41,9 +41,9 @@ class Fault:
 
 FAULTS = [
     # the log-mel
-    Fault("model/front_end.py", "before = config.n_fft // 2 - config.n_fft_short // 2", "before = 0", "test_frontend.py -k two_windows"),
-    Fault("model/front_end.py", "torch.stack([short, bands], dim=2)", "torch.stack([short, bands], dim=1)", "test_frontend.py -k two_windows"),
-    Fault("model/front_end.py", 'config.spectrum == "magnitude" else 2)', 'config.spectrum == "magnitude" else 1)', "test_frontend.py -k two_windows"),
+    Fault("hear_jepa/model/front_end.py", "before = config.n_fft // 2 - config.n_fft_short // 2", "before = 0", "test_frontend.py -k two_windows"),
+    Fault("hear_jepa/model/front_end.py", "torch.stack([short, bands], dim=2)", "torch.stack([short, bands], dim=1)", "test_frontend.py -k two_windows"),
+    Fault("hear_jepa/model/front_end.py", 'config.spectrum == "magnitude" else 2)', 'config.spectrum == "magnitude" else 1)', "test_frontend.py -k two_windows"),
     # the loop
     Fault("train/loop.py", "config.optim.lr(self.step)", "config.optim.peak_lr", f"{HAND} -k schedules"),
     Fault("train/loop.py", "config.ema.momentum(self.step, config.optim.steps)", "config.ema.start", f"{HAND} -k schedules"),
