@@ -12,6 +12,7 @@ from hear_jepa.disk import atomic_path
 from hear_jepa.errors import OptionError
 from hear_jepa.hub import WEIGHTS
 from hear_jepa.model.checkpoint import Checkpoint, describe, load_checkpoint, save_checkpoint
+from hear_jepa.model.front_end import FrontEndConfig
 
 CARD, LICENCE = "README.md", "LICENSE"
 KNOWN_LICENCES = (  # the Hub's names of those that are likely here; another is "other"
@@ -63,14 +64,13 @@ def card_of(weights: Path, repository: str, extra: str = "") -> str:
     told = describe(weights)
     encoder, front_end, served = told["encoder"], told["front_end"], told["served"]
     whitened = f", whitened: {told['whitened_to']} numbers" if told["whitened_to"] else ""
-    windows = 2 if front_end["n_fft_short"] else 1
-    bands = f"{front_end['n_mels'] // windows} mel bands" + (" by each of two windows" if windows == 2 else "")
+    two = " by each of two windows" if front_end["n_fft_short"] else ""
     column_ms = 1000 * encoder["patch_frames"] * front_end["hop_length"] // front_end["sample_rate"]
     metadata = {**_licence_metadata(told["licence"]), "library_name": "hear-jepa", "pipeline_tag": "feature-extraction"}
     rows = {
         "encoder": f"ViT, {encoder['depth']} blocks of width {encoder['width']}",
         "parameters": f"{told['parameters'] / 1e6:.1f} million",
-        "input": f"mono, {front_end['sample_rate']} Hz; {bands}",
+        "input": f"mono, {front_end['sample_rate']} Hz; {FrontEndConfig(**front_end).bands} mel bands{two}",
         "column": f"{column_ms} ms",
         "served": f"layers {', '.join(map(str, served['layers']))} of the {served['encoder']} encoder",
         "scene": f"{served['pooling']} of columns every {served['scene_hop_ms']} ms{whitened}",

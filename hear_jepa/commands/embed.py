@@ -241,7 +241,7 @@ def settings_of(model: Embedder, arguments: argparse.Namespace) -> dict:
         "layers": list(model.layers),
         "precision": model.precision,
         "pooling": model.pooling,
-        "whitened": kind != "timestamps" and model.whitening is not None,
+        "whitened": model.whitening is not None,
         "grid": dataclasses.asdict(model.grid),
         "embedding_size": model.size_of(kind),
         "weights_sha256": model.weights_sha256(kind),

@@ -55,6 +55,11 @@ class FrontEndOptions:
                 f"and n_mels must be even then, not {self.n_mels}"
             )
 
+    @property
+    def bands(self) -> int:
+        """Mel bands by each window."""
+        return self.n_mels // 2 if self.n_fft_short else self.n_mels
+
 
 @dataclass(frozen=True)
 class FrontEndConfig(FrontEndOptions):
@@ -82,14 +87,14 @@ class MelPower(nn.Module):
     mel: Any  # nnAudio's module
     window: Tensor
 
-    def __init__(self, config: FrontEndConfig, n_fft: int, n_mels: int):
+    def __init__(self, config: FrontEndConfig, n_fft: int):
         from nnAudio.features.mel import MelSpectrogram  # a second, for scipy: not of every `import hear_jepa`
 
         super().__init__()
         self.mel = MelSpectrogram(
             sr=config.sample_rate,
             n_fft=n_fft,
-            n_mels=n_mels,
+            n_mels=config.bands,
             hop_length=config.hop_length,
             fmin=config.f_min,
             fmax=config.f_max,
@@ -139,10 +144,8 @@ class LogMel(nn.Module):
     def __init__(self, config: FrontEndConfig | None = None):
         super().__init__()
         self.config = config = config or FrontEndConfig()
-        short = config.n_fft_short
-        bands = config.n_mels // 2 if short else config.n_mels
-        self.power = MelPower(config, config.n_fft, bands)
-        self.short_power = MelPower(config, short, bands) if short else None
+        self.power = MelPower(config, config.n_fft)
+        self.short_power = MelPower(config, config.n_fft_short) if config.n_fft_short else None
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, samples] -> [B, mels, frames], one frame for every started hop."""
@@ -160,12 +163,13 @@ class LogMel(nn.Module):
         """[B, (frames - 1) · hop + n_fft] -> [B, mels, frames], with no padding at all."""
         config, floor = self.config, self.config.log_floor
         with full_float32(audio.device.type):
-            bands = self.power(audio.float())
+            audio = audio.float()
+            bands = self.power(audio)
             if self.short_power is not None:
                 before = config.n_fft // 2 - config.n_fft_short // 2  # both windows have their centre in one place
                 after = config.n_fft - config.n_fft_short - before
                 # Padded by less than nothing: of a slice the exporter would take the number of clips for a constant.
-                short = self.short_power(F.pad(audio.float(), (-before, -after)))
+                short = self.short_power(F.pad(audio, (-before, -after)))
                 # A steady sound has the same power in both.
                 short = short * (config.n_fft / config.n_fft_short) ** (1 if config.spectrum == "magnitude" else 2)
                 bands = torch.stack([short, bands], dim=2).flatten(1, 2)
