@@ -51,6 +51,7 @@ wheel: $(READY)
 	$(WHEEL_VENV)/bin/python -m pip install --quiet "$(TORCH)" dist/*.whl
 	cd / && $(CURDIR)/$(WHEEL_VENV)/bin/python $(CURDIR)/.ci/use_wheel.py $(CURDIR) \
 		$(CURDIR)/dist/*.whl $(CURDIR)/build/from-clone/*.whl
+	rm -rf $(WHEEL_VENV)
 
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) build dist demo *.egg-info

@@ -63,7 +63,7 @@ def card_of(weights: Path, repository: str, extra: str = "") -> str:
     """The model card: metadata for the Hub (YAML), how to use the file, what it tells of itself, then `extra`."""
     told = describe(weights)
     encoder, front_end, served = told["encoder"], told["front_end"], told["served"]
-    whitened = f", whitened: {told['whitened_to']} numbers" if told["whitened_to"] else ""
+    whitened = f", or by `whiten=True` {told['whitened_to']} whitened numbers" if told["whitened_to"] else ""
     two = " by each of two windows" if front_end["n_fft_short"] else ""
     column_ms = 1000 * encoder["patch_frames"] * front_end["hop_length"] // front_end["sample_rate"]
     metadata = {**_licence_metadata(told["licence"]), "library_name": "hear-jepa", "pipeline_tag": "feature-extraction"}

@@ -35,8 +35,7 @@ def test_the_fast_fourier_transform_gives_nnaudios_spectrum(recordings, n_fft):
     log_mel = LogMel(FrontEndConfig(n_fft=n_fft))
     for audio in (recordings[0][None, :30000], torch.cat([recordings[1], torch.zeros(20000)])[None]):
         expected = log_mel.power.mel(audio)
-        power = log_mel.power.spectrum(audio)
-        torch.testing.assert_close(log_mel.power.mel.mel_basis @ power, expected, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(log_mel.power(audio), expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("n_samples, n_frames", [(1, 1), (160, 1), (161, 2), (16000, 100), (33280, 208), (33281, 209)])

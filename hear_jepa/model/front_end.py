@@ -16,6 +16,7 @@ from hear_jepa.options import check_fields, one_of, within
 
 MEL_FLOOR = torch.finfo(torch.float32).eps
 MAGNITUDE_FLOOR = 1e-9  # under the root
+FRAMES_AT_ONCE = 256  # on a CPU
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
@@ -110,21 +111,31 @@ class MelPower(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, (frames - 1) · hop + n_fft] -> [B, bands, frames]."""
-        power = self.spectrum(audio)
-        if self.of_magnitude:
-            # Not `power + floor`: the exporter to ONNX takes what is added below 1e-8 for nothing.
-            power = (power / MAGNITUDE_FLOOR + 1).sqrt() * MAGNITUDE_FLOOR**0.5
+        if audio.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.by_fft(audio)
+        power = self.of_spectrum(self.mel.stft(audio, output_format="Magnitude").square())  # [B, bins, frames]
         # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
         return F.conv1d(power, self.mel.mel_basis[:, :, None])
 
-    def spectrum(self, audio: Tensor) -> Tensor:
-        """The power spectrum [B, bins, frames]: nnAudio's convolution or, on a CPU, where that takes several times as
-        long, the same by a fast Fourier transform."""
-        stft = self.mel.stft
-        if audio.device.type != "cpu" or torch.compiler.is_compiling():
-            return stft(audio, output_format="Magnitude").square()
-        spectrum = torch.stft(audio, stft.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
-        return spectrum.real.square() + spectrum.imag.square()
+    def by_fft(self, audio: Tensor) -> Tensor:
+        """The same by a fast Fourier transform: on a CPU, nnAudio's convolution takes several times as long.
+
+        Frames are taken a few at a time, so that they stay in the processor's cache: twice as fast again.
+        """
+        frames = audio.unfold(-1, self.window.numel(), self.hop_length)  # [B, frames, n_fft]
+        bands = []
+        for some in (part for clip in frames for part in clip.split(FRAMES_AT_ONCE)):
+            spectrum = torch.fft.rfft(some * self.window)
+            power = self.of_spectrum(spectrum.real.square() + spectrum.imag.square())
+            bands.append(power @ self.mel.mel_basis.T)
+        return torch.cat(bands).unflatten(0, frames.shape[:2]).mT
+
+    def of_spectrum(self, power: Tensor) -> Tensor:
+        """What the bands are sums of: the power, or the magnitude."""
+        if not self.of_magnitude:
+            return power
+        # Not `power + floor`: the exporter to ONNX takes what is added below 1e-8 for nothing.
+        return (power / MAGNITUDE_FLOOR + 1).sqrt() * MAGNITUDE_FLOOR**0.5
 
     def centres(self) -> Tensor:
         """Centre of gravity of every band, in Hz."""
