@@ -10,6 +10,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from conftest import random_checkpoint
 from training_runs import small_run
 
+import hear_jepa
 from hear_jepa.errors import OptionError
 from hear_jepa.model.checkpoint import load_checkpoint, save_checkpoint
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.model.vit import patchify, take
 from hear_jepa.train import loop
-from hear_jepa.train.config import ComputeConfig, EmaConfig, OptimConfig, ServeConfig
+from hear_jepa.train.config import PRESETS, ComputeConfig, EmaConfig, OptimConfig, ServeConfig
 from hear_jepa.train.data.normalisation import normalised
 from hear_jepa.train.data.sampler import crop_stream
 from hear_jepa.train.jepa import JEPA, TargetConfig
@@ -209,6 +211,18 @@ def test_a_frozen_target_gives_the_targets(config, earlier):
     torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(OptionError, match="n_time_patches 6, this run 13"):
         loop.Run(replace(config, encoder=replace(config.encoder, frames=208)))
+
+
+def test_a_shipped_model_can_be_named(config):
+    tiny = load_checkpoint(Path(hear_jepa.__file__).parent / "weights" / "tiny.safetensors")
+    preset = replace(PRESETS["tiny"][1], data=config.data, out=config.out, compute=config.compute)
+    named = replace(preset, init_from=Path("tiny"))
+    wider = replace(preset, encoder=replace(preset.encoder, width=96))
+    taught = replace(wider, target=replace(preset.target, frozen_from=Path("tiny")))
+    for encoder in (loop.Run(named).jepa.context_encoder, loop.Run(taught).jepa.target_encoder):
+        assert all(tensor.equal(tiny.weights[name]) for name, tensor in encoder.state_dict().items())
+    with pytest.raises(OptionError, match="no model 'tinny'.*tiny"):
+        loop.Run(replace(named, init_from=Path("tinny")))
 
 
 def test_what_is_to_be_served_is_in_the_checkpoint(config):

@@ -205,7 +205,7 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last saved state in `out`; every other option must be as it was."""
     init_from: Path | None = None
-    """Start from the weights of this serving checkpoint instead of at random (warm start)."""
+    """Start from the weights of this serving checkpoint, a file or a shipped model's name, instead of at random."""
     seed: int = 0
     """Seed of weights, crops and masks."""
     serve: ServeConfig = field(default_factory=ServeConfig)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hear_jepa.api import checkpoint_file
 from hear_jepa.disk import remove_abandoned, write_json
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, grid_of, load_checkpoint
@@ -204,12 +205,11 @@ class Run:
         """The checkpoints to start from and to take targets from, where there are any."""
         initial, frozen = self.config.init_from, self.config.target.frozen_from
         encoder = self.config.encoder.vit(self.config.front_end.n_mels)
-        initial = load_checkpoint(initial) if initial else None
+        initial, frozen = (load_model_file(name) if name else None for name in (initial, frozen))
         if initial and initial.encoder != encoder:
             raise OptionError(
                 f"{self.config.init_from} holds another encoder ({initial.encoder}) than the run's {encoder}"
             )
-        frozen = load_checkpoint(frozen) if frozen else None
         for path, checkpoint in ((self.config.init_from, initial), (self.config.target.frozen_from, frozen)):
             if path and checkpoint:
                 self._check_front_end(path, checkpoint)
@@ -235,6 +235,12 @@ class Run:
             return model
         ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def load_model_file(name: Path) -> Checkpoint:
+    """The checkpoint of a path, or of a shipped model's name."""
+    with checkpoint_file(name) as path:
+        return load_checkpoint(path)
 
 
 def mixed_seed(seed: int, step: int) -> int:
