@@ -17,6 +17,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,28 @@ def test_sigterm_saves_and_ends_cleanly(config, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert loop.train(config) == config.out / LATEST and signal.getsignal(signal.SIGTERM) == before
     assert run_state.read_state(config.out / LATEST)["step"] == 5
+
+
+def test_ranks_of_a_cpu_stop_at_a_signal_and_fail_in_a_line(config):
+    config = replace(steps(config, 100_000), compute=replace(config.compute, cpu_ranks=2))
+    command = [sys.executable, "-m", "hear_jepa.train"]
+    with subprocess.Popen(
+        [*command, *command_line(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        deadline = time.monotonic() + 300
+        while not (config.out / LATEST).exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        run.terminate()
+        said, told = run.communicate(timeout=300)
+    assert run.returncode == 0 and said.split() == [str(config.out / LATEST)], told
+    assert (
+        told.count("saving after this step") == min(2, os.cpu_count() or 1)
+        and "Traceback" not in told
+        and "Warning" not in told
+    )
+    odd = replace(config, resume=True, optim=replace(config.optim, batch_size=3))
+    failed = subprocess.run([*command, *command_line(odd)], capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 2 and "batch-size is 3" in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):

@@ -10,6 +10,7 @@ A preset comes first, then whatever is to differ from it, as --section.option VA
 """
 
 import logging
+import os
 import sys
 
 from hear_jepa.cli import REFUSED, exit_code
@@ -44,8 +45,11 @@ def run() -> int:
     check(config)  # here too: what one process says in a line, several bury in a report of torchrun's
     check_out(config)
     check_source(config.data, config.front_end.sample_rate)
-    spread_over_cpu(config.compute)
-    print(train(config))
+    if spread_over_cpu(config.compute):
+        return 0
+    path = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(path)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -234,7 +235,9 @@ class Run:
         if self.ranks.world_size == 1:
             return model
         ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.4 has no other name for it
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def load_model_file(name: Path) -> Checkpoint:

@@ -89,13 +89,26 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
-def spread_over_cpu(config: ComputeConfig) -> None:
-    """Start this very command again under torchrun with `cpu_ranks` processes; returns where that is not asked for."""
+def spread_over_cpu(config: ComputeConfig) -> bool:
+    """Run this very command under torchrun with `cpu_ranks` processes, to its end; False where that is not asked for.
+
+    The ranks tell themselves what stopped them: of torchrun's own report only the exit code is passed on.
+    """
     cores = os.cpu_count() or 1
     ranks = min(config.cpu_ranks, cores)
     if ranks <= 1 or "RANK" in os.environ or choose_device(config.device).type != "cpu":
-        return
+        return False
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // ranks))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     log.info("starting %d ranks of %s threads", ranks, os.environ["OMP_NUM_THREADS"])
-    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "hear_jepa.train", *sys.argv[1:]])
+    command = ["-m", "hear_jepa.train", *sys.argv[1:]]
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={ranks}", *command]))
+    except SignalException:
+        pass  # they have saved their state
+    except ChildFailedError as error:
+        sys.exit(error.get_first_failure()[1].exitcode)
+    return True
