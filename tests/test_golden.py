@@ -1,4 +1,4 @@
-"""Claims about the shipped checkpoint, which no refactoring may change unseen:
+"""Claims about every shipped checkpoint, which no refactoring may change unseen:
 
 * the embeddings of shipped sound are those that were written down when it shipped, to 1e-4;
 * they do not tell where in a window a column lies: its place explains at most 2 % of their variance;
@@ -10,10 +10,12 @@ After a change of the weights, not of the code: python tests/test_golden.py writ
 import json
 from pathlib import Path
 
+import pytest
 import soundfile
 import torch
 
 import hear_jepa
+from hear_jepa.api import shipped_models
 from hear_jepa.evaluation.position import place_consistency, position_share
 
 HERE = Path(__file__).parent
@@ -31,33 +33,36 @@ def read(name: str | Path) -> torch.Tensor:
     return torch.from_numpy(soundfile.read(TASKS / name, dtype="float32")[0])[None]
 
 
-def embedded() -> dict[str, dict[str, list[float]]]:
-    """Some numbers of the scene and of the last timestamp of every clip."""
-    model = hear_jepa.load_model()
+def embedded(name: str) -> dict[str, dict[str, list[float]]]:
+    """Some numbers of the scene and of the last timestamp of every clip, by the model of this name."""
+    model = hear_jepa.load_model(name)
     found = {}
-    for name in CLIPS:
-        timestamps, _ = hear_jepa.get_timestamp_embeddings(read(name), model)
-        scene = hear_jepa.get_scene_embeddings(read(name), model)[0]
+    for clip in CLIPS:
+        timestamps, _ = hear_jepa.get_timestamp_embeddings(read(clip), model)
+        scene = hear_jepa.get_scene_embeddings(read(clip), model)[0]
         parts = {"scene": scene, "last timestamp": timestamps[0, -1]}
-        found[name] = {part: values[::EVERY].double().tolist() for part, values in parts.items()}
+        found[clip] = {part: values[::EVERY].double().tolist() for part, values in parts.items()}
     return found
 
 
-def test_embeddings_are_those_that_shipped():
-    golden, found = json.loads(GOLDEN.read_text()), embedded()
+@pytest.mark.parametrize("name", shipped_models())
+def test_embeddings_are_those_that_shipped(name):
+    golden, found = json.loads(GOLDEN.read_text())[name], embedded(name)
     assert golden.keys() == found.keys()
-    for name, parts in golden.items():
+    for clip, parts in golden.items():
         for part, values in parts.items():
-            expected, now = torch.tensor(values), torch.tensor(found[name][part])
-            torch.testing.assert_close(now, expected, rtol=0, atol=1e-4, msg=lambda m, n=name, p=part: f"{n}, {p}: {m}")
+            expected, now = torch.tensor(values), torch.tensor(found[clip][part])
+            torch.testing.assert_close(now, expected, rtol=0, atol=1e-4, msg=lambda m, c=clip, p=part: f"{c}, {p}: {m}")
 
 
-def test_embeddings_do_not_tell_their_place_in_the_window():
-    model = hear_jepa.load_model()
+@pytest.mark.parametrize("name", shipped_models())
+def test_embeddings_do_not_tell_their_place_in_the_window(name):
+    model = hear_jepa.load_model(name)
     joined = torch.cat([read(path)[0] for path in sorted((TASKS / "sound_source-v1-small").glob("16000/*/*.flac"))])
     assert position_share(model, [joined], 200) <= 0.02
     assert place_consistency(model, joined[: 45 * 16000], start_s=30.0) >= 0.8
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(embedded()).replace('"scene"', '\n"scene"').replace('"last', '\n"last') + "\n")
+    numbers = {name: embedded(name) for name in shipped_models()}
+    GOLDEN.write_text(json.dumps(numbers).replace('"scene"', '\n"scene"').replace('"last', '\n"last') + "\n")
