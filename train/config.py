@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,33 +222,23 @@ class TrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
-_TINY = TrainConfig(
-    out=Path("runs/tiny"),
-    serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
-    front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
-    encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
-    predictor=PredictorConfig(width=128, depth=3, heads=4),
-    mask=MaskConfig(context_share=0.3),
-    target=TargetConfig("latent", top_layers=4, centre=True),
-    loss=LossConfig("info-nce", regularisers=(("reconstruction", 1.0), ("clip", 1.0))),
-    optim=OptimConfig(
-        steps=20_000, batch_size=64, base_lr=2.8e-3, warmup_steps=500, schedule="constant", decay_share=0.2
-    ),
-    ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
-    compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares
-)
-
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    "tiny": ("A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.", _TINY),
-    "wide": (
-        "Twice as wide as tiny, and taught by the shipped tiny: the shipped checkpoint wide's.",
-        replace(
-            _TINY,
-            out=Path("runs/wide"),
-            serve=replace(_TINY.serve, layers=(6,)),
-            encoder=replace(_TINY.encoder, width=384, heads=6),
-            target=replace(_TINY.target, frozen_from=Path("tiny")),
-            optim=replace(_TINY.optim, base_lr=2e-3),
+    "tiny": (
+        "A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.",
+        TrainConfig(
+            out=Path("runs/tiny"),
+            serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
+            front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
+            encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
+            predictor=PredictorConfig(width=128, depth=3, heads=4),
+            mask=MaskConfig(context_share=0.3),
+            target=TargetConfig("latent", top_layers=4, centre=True),
+            loss=LossConfig("info-nce", regularisers=(("reconstruction", 1.0), ("clip", 1.0))),
+            optim=OptimConfig(
+                steps=20_000, batch_size=64, base_lr=2.8e-3, warmup_steps=500, schedule="constant", decay_share=0.2
+            ),
+            ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
+            compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares
         ),
     ),
     "small": (
