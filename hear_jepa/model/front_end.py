@@ -120,7 +120,7 @@ class MelPower(nn.Module):
     def by_fft(self, audio: Tensor) -> Tensor:
         """The same by a fast Fourier transform: on a CPU, nnAudio's convolution takes several times as long.
 
-        Frames are taken a few at a time, so that they stay in the processor's cache: twice as fast again.
+        Frames are taken a few at a time, so that they stay in the processor's cache.
         """
         frames = audio.unfold(-1, self.window.numel(), self.hop_length)  # [B, frames, n_fft]
         bands = []
