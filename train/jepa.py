@@ -32,8 +32,8 @@ class TargetConfig:
     """Patches that the loss is taken over. hidden: the target patches; all: in the latent domain those of the context
     too, as in the authors' code. The input domain has targets for hidden patches only."""
     frozen_from: Path | None = None
-    """Take targets from the encoder of this checkpoint, a file or a shipped model's name, which never changes; none: from
-    the moving average of the context encoder (the paper). Mean and standard deviation of the log-mel are the
+    """Take targets from the encoder of this checkpoint, a file or a shipped model's name, which never changes; none:
+    from the moving average of the context encoder (the paper). Mean and standard deviation of the log-mel are the
     checkpoint's."""
 
 

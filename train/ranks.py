@@ -92,7 +92,8 @@ def stop_ranks() -> None:
 def spread_over_cpu(config: ComputeConfig) -> bool:
     """Run this very command under torchrun with `cpu_ranks` processes, to its end; False where that is not asked for.
 
-    The ranks tell themselves what stopped them: of torchrun's own report only the exit code is passed on.
+    The ranks tell themselves what stopped them. Raises SystemExit with the code of the first that failed, or with 128
+    and the number of the signal, in place of torchrun's report.
     """
     cores = os.cpu_count() or 1
     ranks = min(config.cpu_ranks, cores)
@@ -107,8 +108,9 @@ def spread_over_cpu(config: ComputeConfig) -> bool:
     command = ["-m", "hear_jepa.train", *sys.argv[1:]]
     try:
         torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={ranks}", *command]))
-    except SignalException:
-        pass  # they have saved their state
-    except ChildFailedError as error:
-        sys.exit(error.get_first_failure()[1].exitcode)
+    except SignalException as stopped:  # by then the ranks have saved their state, or said why not
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as failed:
+        code = failed.get_first_failure()[1].exitcode  # of one that was killed: the signal, less than 0
+        sys.exit(code if code > 0 else 128 - code)
     return True
