@@ -17,6 +17,7 @@ import torch.multiprocessing
 from hear_jepa.errors import CorpusError, HearJepaError
 
 POLL_S = 0.2
+END_S = 3.0  # a thread may take to end
 
 
 class Ahead(Iterator):
@@ -125,4 +126,4 @@ def _close(workers: list, queues: list, closed: threading.Event) -> None:
             continue
         while not items.empty():  # so that a thread that waits for room sees the end at once
             items.get()
-        worker.join(timeout=2 * POLL_S)  # a thread that runs while the interpreter ends may crash it
+        worker.join(timeout=END_S)  # a thread that runs while the interpreter ends may crash it
