@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import hear_jepa
-from hear_jepa.api import checkpoint_file
+from hear_jepa.api import named_checkpoint
 from hear_jepa.evaluation.metrics import mean_average_precision
 from hear_jepa.evaluation.tasks import read_task
 from hear_jepa.files.audio import read_audio
-from hear_jepa.model.checkpoint import load_checkpoint, save_checkpoint
+from hear_jepa.model.checkpoint import save_checkpoint
 
 
 def read_splits(model, task, *splits: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +71,7 @@ def main(task_folder: str, out: str, model_file_path: str = "", epochs: int = 30
             predicted = probe(model.columns(test).flatten(0, 1))
         scores.append(mean_average_precision(predicted.numpy(), truth.flatten(0, 1).numpy()))
     print(f"mean average precision on the test split: {scores[0]:.3f} frozen, {scores[1]:.3f} fine-tuned")
-    with checkpoint_file(model_file_path) as path:
-        save_checkpoint(out, replace(load_checkpoint(path), weights=model.encoder.state_dict()))
+    save_checkpoint(out, replace(named_checkpoint(model_file_path), weights=model.encoder.state_dict()))
     return scores[0], scores[1]
 
 

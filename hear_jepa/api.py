@@ -13,7 +13,7 @@ from torch import Tensor
 from hear_jepa import hub
 from hear_jepa.checks import check_audio
 from hear_jepa.errors import OptionError
-from hear_jepa.model.checkpoint import load_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, load_checkpoint
 from hear_jepa.model.embedder import Embedder
 
 DEFAULT_MODEL = "tiny"
@@ -33,8 +33,7 @@ def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise OptionError(f"unknown option {', '.join(unknown)}: the options are {', '.join(OPTIONS)}")
-    with checkpoint_file(model_file_path) as path:
-        checkpoint = load_checkpoint(path)
+    checkpoint = named_checkpoint(model_file_path)
     if checkpoint.untrained:
         name = model_file_path or DEFAULT_MODEL
         warnings.warn(f"the weights of {name} are untrained: its embeddings are those of chance", stacklevel=2)
@@ -81,3 +80,9 @@ def checkpoint_file(model_file_path: str | Path = "") -> Iterator[Path]:
         yield path
     else:
         raise OptionError(f"there is no model {name!r}: give a path, or one of {', '.join(shipped_models())}")
+
+
+def named_checkpoint(model_file_path: str | Path = "") -> Checkpoint:
+    """The checkpoint that a name, a path, or nothing (the default) stands for. Raises as `load_model`."""
+    with checkpoint_file(model_file_path) as path:
+        return load_checkpoint(path)

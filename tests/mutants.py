@@ -82,8 +82,8 @@ FAULTS = [
     Fault("train/loop.py", "enabled=dtype is not None", "enabled=False", f"{RUN} -k precision"),
     Fault("train/ranks.py", "except SignalException as stopped:", "except ZeroDivisionError as stopped:", f"{RUN} -k signal"),
     Fault("train/ranks.py", "except ChildFailedError as failed:", "except ZeroDivisionError as failed:", f"{RUN} -k signal"),
-    Fault("train/__main__.py", 'os.environ.get("RANK", "0") == "0"', "True", f"{RUN} -k signal"),
-    Fault("train/loop.py", "load_model_file(name) if name", "load_checkpoint(name) if name", f"{HAND} -k named"),
+    Fault("train/__main__.py", "if is_main_rank():", "if True:", f"{RUN} -k signal"),
+    Fault("train/loop.py", "named_checkpoint(name) if name", "named_checkpoint() if name", f"{HAND} -k warm"),
     Fault("train/ranks.py", "if tuned or not", "if not", "test_optimisation.py -k memory"),
     # schedules
     Fault("train/schedules.py", "peak * (step + 1) / steps", "peak * step / steps", "test_schedules.py"),

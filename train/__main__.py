@@ -10,7 +10,6 @@ A preset comes first, then whatever is to differ from it, as --section.option VA
 """
 
 import logging
-import os
 import sys
 
 from hear_jepa.cli import REFUSED, exit_code
@@ -24,7 +23,7 @@ except ImportError:
 from hear_jepa.train.config import PRESETS, TrainConfig, check
 from hear_jepa.train.data.sampler import check_source
 from hear_jepa.train.loop import train
-from hear_jepa.train.ranks import spread_over_cpu
+from hear_jepa.train.ranks import is_main_rank, spread_over_cpu
 from hear_jepa.train.run_state import check_out
 
 
@@ -42,13 +41,13 @@ def main() -> int:
 def run() -> int:
     """Train as the command line says, and print what the run leaves."""
     config = parse()
-    check(config)  # here too: what one process says in a line, several bury in a report of torchrun's
+    check(config)  # here too: every rank would say it
     check_out(config)
     check_source(config.data, config.front_end.sample_rate)
     if spread_over_cpu(config.compute):
         return 0
     path = train(config)
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_rank():
         print(path)
     return 0
 

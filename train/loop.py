@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hear_jepa.api import checkpoint_file
+from hear_jepa.api import named_checkpoint
 from hear_jepa.disk import remove_abandoned, write_json
 from hear_jepa.errors import HearJepaError, OptionError
-from hear_jepa.model.checkpoint import Checkpoint, grid_of, load_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint, grid_of
 from hear_jepa.model.front_end import LogMel
 from hear_jepa.train.collapse import cosine, watch_collapse
 from hear_jepa.train.config import TrainConfig, check, to_json
@@ -206,7 +206,7 @@ class Run:
         """The checkpoints to start from and to take targets from, where there are any."""
         initial, frozen = self.config.init_from, self.config.target.frozen_from
         encoder = self.config.encoder.vit(self.config.front_end.n_mels)
-        initial, frozen = (load_model_file(name) if name else None for name in (initial, frozen))
+        initial, frozen = (named_checkpoint(name) if name else None for name in (initial, frozen))
         if initial and initial.encoder != encoder:
             raise OptionError(
                 f"{self.config.init_from} holds another encoder ({initial.encoder}) than the run's {encoder}"
@@ -238,12 +238,6 @@ class Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.4 has no other name for it
             return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
-def load_model_file(name: Path) -> Checkpoint:
-    """The checkpoint of a path, or of a shipped model's name."""
-    with checkpoint_file(name) as path:
-        return load_checkpoint(path)
 
 
 def mixed_seed(seed: int, step: int) -> int:

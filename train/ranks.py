@@ -52,6 +52,11 @@ class Ranks:
         return slice(self.rank * share, (self.rank + 1) * share)
 
 
+def is_main_rank() -> bool:
+    """Whether this process is the first of torchrun's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_ranks(config: ComputeConfig) -> Ranks:
     """Join the process group that torchrun announces, or run alone."""
     if config.threads:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from hear_jepa.api import checkpoint_file
+from hear_jepa.api import named_checkpoint
 from hear_jepa.device import DEVICES, choose_device
 from hear_jepa.errors import OptionError
 from hear_jepa.files.embed import embed_files
 from hear_jepa.files.find import find_sources
-from hear_jepa.model.checkpoint import load_checkpoint, save_checkpoint
+from hear_jepa.model.checkpoint import save_checkpoint
 from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.pooling import POOLINGS, ScenesMeasured
 from hear_jepa.progress import progress_bar
@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--out is {arguments.out}: its name must end with .safetensors")
     sounds = find_sources(arguments.paths).sounds
     random.Random(0).shuffle(sounds)
-    with checkpoint_file(arguments.model) as path:
-        checkpoint = load_checkpoint(path)
+    checkpoint = named_checkpoint(arguments.model)
     model = Embedder(checkpoint).to(choose_device(arguments.device))
     window_s = arguments.window_s or model.grid.columns * model.grid.column_ms / 1000
     scenes = ScenesMeasured(POOLINGS[model.pooling], model.timestamp_embedding_size)

@@ -27,6 +27,7 @@ from hear_jepa.files.shards import array_expression
 from hear_jepa.options import choose
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.config import TrainConfig, to_json
+from hear_jepa.train.ranks import is_main_rank
 from hear_jepa.train.study.plan import (
     Study,
     join_study,
@@ -37,7 +38,7 @@ from hear_jepa.train.study.plan import (
     share,
 )
 from hear_jepa.train.study.rows import find_rows, find_scale, resolve, seconds_of_sound
-from hear_jepa.train.study.runs import Stopped, do_run, is_main_rank, read_tasks
+from hear_jepa.train.study.runs import Stopped, do_run, read_tasks
 from hear_jepa.train.study.sound import check_hours, survey
 
 log = logging.getLogger("hear_jepa.train.study")

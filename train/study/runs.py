@@ -1,7 +1,6 @@
 """One run of a study from its options to its result: trained, probed, kept."""
 
 import logging
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.finish import ENCODER_FILE
 from hear_jepa.train.loop import train
 from hear_jepa.train.metrics_log import read_metrics
+from hear_jepa.train.ranks import is_main_rank
 from hear_jepa.train.run_state import BEST, LATEST, PREVIOUS
 from hear_jepa.train.study.plan import StudyRun, result_path, run_folder
 from hear_jepa.train.study.rows import SET_BY_THE_STUDY
@@ -56,11 +56,6 @@ def do_run(config: TrainConfig, run: StudyRun, out: Path, data: str, tasks: Sequ
         except LockError:
             return "left to the other process that is at it"
     return _train(run_config(config, run, out, data)).name
-
-
-def is_main_rank() -> bool:
-    """Whether this process is the first of torchrun's, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _do_run(config: TrainConfig, run: StudyRun, out: Path, data: str, tasks: Sequence[Task]) -> str:

@@ -9,9 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hear_jepa.api import checkpoint_file
+from hear_jepa.api import named_checkpoint
 from hear_jepa.errors import OptionError
-from hear_jepa.model.checkpoint import load_checkpoint
 from hear_jepa.model.front_end import FrontEndConfig, LogMel
 from hear_jepa.options import check_name
 
@@ -53,8 +52,7 @@ def _statistics(frames: Tensor) -> Tensor:
 def load_model(model_file_path: str = "", hop_ms: int = 40, front_end: str = "model") -> LogMelStats:
     """HEAR API; a checkpoint gives its front end and, around a timestamp, the width of its columns."""
     check_name(front_end, FRONT_ENDS, "front_end")
-    with checkpoint_file(model_file_path) as path:
-        checkpoint = load_checkpoint(path)
+    checkpoint = named_checkpoint(model_file_path)
     own = checkpoint.front_end
     column_ms = 1000 * checkpoint.encoder.patch_frames * own.hop_length / own.sample_rate
     return LogMelStats(own if front_end == "model" else PAPER, column_ms, hop_ms).eval()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import hear_jepa
-from hear_jepa.api import checkpoint_file
-from hear_jepa.model.checkpoint import Checkpoint, load_checkpoint
+from hear_jepa.api import named_checkpoint
+from hear_jepa.model.checkpoint import Checkpoint
 from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.vit import ViT
 
@@ -24,8 +24,7 @@ def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
 
 def load_model(model_file_path: str = "", seed: int = 0, **options: Any) -> Embedder:
     """HEAR API: `untrained` of a checkpoint. model_file_path and options are those of `hear_jepa.load_model`."""
-    with checkpoint_file(model_file_path) as path:
-        return Embedder(untrained(load_checkpoint(path), seed), **options)
+    return Embedder(untrained(named_checkpoint(model_file_path), seed), **options)
 
 
 def get_scene_embeddings(audio: Tensor, model: Embedder) -> Tensor:
