@@ -69,7 +69,15 @@ def test_resampled_copy_is_a_sound_task_also_by_hand(tmp_path, capsys):
     assert copied[0].path.stat().st_mtime_ns == before
     assert list(folder.parent.iterdir()) == [folder]  # heareval takes every entry for a task
     assert not list(folder.glob(".*"))
-    assert main([str(tmp_path / "tasks"), str(tmp_path / "out"), "--from", "16000", "--to", "8000"]) == 0
+    tasks, out = str(tmp_path / "tasks"), str(tmp_path / "out")
+    for rate in (4000, 8000):  # the copy of another rate does not stand for this one
+        assert main([tasks, out, "--from", "16000", "--to", str(rate)]) == 0
+        length = read_task(tmp_path / "out" / "tones-v1", rate).clips["test"][0].samples
+        assert length == clips[0].samples * rate / 16000
+    for command in ([tasks, tasks, "--from", "16000"], [out, out, "--from", "8000", "--to", "4000"]):
+        assert main(command) == 2  # never over the task itself, nor over what is no copy
+    assert "name another folder" in capsys.readouterr().err
+    assert read_task(task.folder).fingerprint == task.fingerprint
     assert read_task(tmp_path / "out" / "tones-v1", 8000).clips["test"][0].samples == clips[0].samples / 2
     assert main([str(tmp_path / "tasks"), str(tmp_path / "out")]) == 2
     assert "48000" in capsys.readouterr().err

@@ -14,35 +14,41 @@ import soundfile
 import torch
 
 from hear_jepa.cli import exit_code
+from hear_jepa.disk import atomic_path
+from hear_jepa.errors import OptionError
 from hear_jepa.evaluation.tasks import Task, find_tasks, read_task
 from hear_jepa.files.resample import resample
 from hear_jepa.progress import progress_bar
 
+MARK = "resampled.txt"  # in a copy: what it is a copy of
+
 
 def resampled_copy(task: Task, sample_rate: int, tasks_dir: Path) -> Path:
-    """Write `tasks_dir/TASK` with its audio at `sample_rate`; a finished copy is kept. Returns the folder.
+    """Write `tasks_dir/TASK` with its audio at `sample_rate`, whole or not at all; the same copy is kept, another one
+    replaced. Returns the folder. Raises OptionError where the folder is no copy of this function's.
 
     The audio is 16-bit FLAC under the names of the task's clips, whatever these end in: readers look at the content.
     """
     folder = tasks_dir / task.name
-    finished = tasks_dir.resolve().with_name(f"{tasks_dir.resolve().name}.done")  # outside: heareval takes every entry
-    done = finished / f"{task.name}-{task.fingerprint[:12]}"
-    if done.is_file():
+    wanted = f"{task.fingerprint} at {sample_rate} Hz\n"
+    is_copy = (folder / MARK).is_file() and folder.resolve() != task.folder.resolve()
+    if folder.exists() and not is_copy:
+        raise OptionError(f"{folder} exists, and is no copy that this command has made: name another folder for copies")
+    if is_copy and (folder / MARK).read_text() == wanted:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("task_metadata.json", "labelvocabulary.csv", *(f"{split}.json" for split in task.clips)):
-        shutil.copy(task.folder / name, folder)
-    for split, clips in task.clips.items():
-        audio_dir = folder / str(sample_rate) / split
-        for clip in clips:
-            audio, rate = soundfile.read(clip.path, dtype="float32")
-            changed = resample(torch.from_numpy(audio)[None], rate, sample_rate)[0].clamp(-1, 1).numpy()
-            target = audio_dir / clip.path.relative_to(task.folder / str(rate) / split)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(target, changed, sample_rate, format="FLAC", subtype="PCM_16")
-    finished.mkdir(exist_ok=True)
-    done.touch()
+    with atomic_path(folder) as new:
+        new.mkdir()
+        (new / MARK).write_text(wanted)
+        for name in ("task_metadata.json", "labelvocabulary.csv", *(f"{split}.json" for split in task.clips)):
+            shutil.copy(task.folder / name, new)
+        for split, clips in task.clips.items():
+            for clip in clips:
+                audio, rate = soundfile.read(clip.path, dtype="float32")
+                changed = resample(torch.from_numpy(audio)[None], rate, sample_rate)[0].clamp(-1, 1).numpy()
+                name = clip.path.relative_to(task.folder / str(rate) / split)
+                target = new / str(sample_rate) / split / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(target, changed, sample_rate, format="FLAC", subtype="PCM_16")
     return folder
 
 
