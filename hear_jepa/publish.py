@@ -117,9 +117,11 @@ def licence_note(licence: str) -> str:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The smallest type that holds the weights exactly: what they were stored as."""
+    """The smallest type that holds the weights, and the whitening, exactly: what they were stored as."""
+    whitening = checkpoint.whitening
+    tensors = [*checkpoint.weights.values(), *((whitening.mean, whitening.maps) if whitening else ())]
     for dtype in (torch.float16, torch.bfloat16):
-        if all(tensor.to(dtype).float().equal(tensor) for tensor in checkpoint.weights.values()):
+        if all(tensor.to(dtype).float().equal(tensor) for tensor in tensors):
             return dtype
     return torch.float32
 

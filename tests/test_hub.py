@@ -17,6 +17,7 @@ from hear_jepa.cli import main
 from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.hub import hub_file
 from hear_jepa.model.checkpoint import load_checkpoint, save_checkpoint
+from hear_jepa.model.pooling import Whitening
 from hear_jepa.publish import publish
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -72,6 +73,16 @@ def test_what_is_published_loads_and_embeds_as_before(hub, half, tmp_path, minut
         assert torch.equal(load_model(name).scenes(audio), expected), name
     with pytest.raises(CheckpointError, match="cannot be had.*check the name"):
         load_model("hf:me/model@draft")  # holds no model.safetensors
+
+
+def test_a_whitening_of_32_bits_is_published_as_it_is(half, checkpoint, tmp_path):
+    size = checkpoint.grid.rows * checkpoint.encoder.width
+    whitening = Whitening(torch.randn(2 * size), torch.randn(2, size, 3))
+    served = replace(checkpoint.served, pooling="mean+std")
+    rounded = replace(load_checkpoint(half), whitening=whitening, served=served)
+    save_checkpoint(tmp_path / "whitened.safetensors", rounded)
+    folder = publish(tmp_path / "whitened.safetensors", tmp_path / "out", "MIT")
+    assert load_checkpoint(folder / "model.safetensors").whitening.maps.equal(whitening.maps)
 
 
 def test_the_cards_metadata_is_what_the_hub_reads(half, tmp_path):
