@@ -122,6 +122,9 @@ def test_layers_on_request(encoder):
         for found, expected in [(embedded, x), (first, encoder.blocks[0](x))]:
             mean, variance = expected.mean(-1, keepdim=True), expected.var(-1, unbiased=False, keepdim=True)
             torch.testing.assert_close(found, (expected - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
+        for block in encoder.blocks[1:]:
+            block.forward = None  # what lies above the layers asked for is not computed
+        assert torch.equal(encoder(patches, layers=[1, 0])[0], first)
 
 
 def test_a_class_token_is_attended_to_and_not_returned():

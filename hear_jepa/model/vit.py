@@ -271,18 +271,21 @@ class ViT(nn.Module):
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)
             visible = None if visible is None else F.pad(visible, (1, 0), value=True)
-        wanted = set(layers or ())
+        depth = len(self.blocks)
+        wanted = [depth] if layers is None else layers
         outputs = {}
-        for number, block in enumerate(self.blocks):
-            if number in wanted:  # what comes into a block is the output of the layer before
-                outputs[number] = self._without_class(F.layer_norm(x, x.shape[-1:]))
-            if self._recomputes():
-                x = recompute(block, x, rotation, visible, use_reentrant=False)
-            else:
-                x = block(x, rotation, visible)
-        last = self._without_class(self.norm(x))
-        outputs[len(self.blocks)] = last
-        return [outputs[number] for number in layers] if layers is not None else last
+        for number in range(max(wanted) + 1):
+            if number:
+                block = self.blocks[number - 1]
+                if self._recomputes():
+                    x = recompute(block, x, rotation, visible, use_reentrant=False)
+                else:
+                    x = block(x, rotation, visible)
+            if number in wanted:
+                outputs[number] = self._without_class(
+                    self.norm(x) if number == depth else F.layer_norm(x, x.shape[-1:])
+                )
+        return outputs[depth] if layers is None else [outputs[number] for number in layers]
 
     def _rotation(self, n_patches: int, indices: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosine and sine of the angles of the tokens encoded, [P, D/2H] or [N, 1, K, D/2H]; a class token has none."""
