@@ -55,7 +55,7 @@ def decode_shards(folder: Path, manifest: Manifest, cache_dir: Path | None) -> D
 
     What cannot be read is left out, logged and listed in `skipped`. Raises CorpusError when nothing can be read.
     """
-    content = [[shard.file, shard.sha256, _size(folder / shard.file)] for shard in manifest.shards]
+    content = [[shard.file, shard.sha256, *_stamp(folder / shard.file)] for shard in manifest.shards]
     return _cached(cache_dir or folder / ".cache", content, folder, lambda: _shard_clips(folder, manifest))
 
 
@@ -64,7 +64,7 @@ def decode_folder(folder: Path, sample_rate: int, cache_dir: Path | None) -> Dec
     files = find_audio(folder)
     if not files:
         raise CorpusError(f"{folder}: neither manifest.json nor any audio in it; name a folder of shards or of sounds")
-    stamps = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    stamps = [[str(path.relative_to(folder)), *_stamp(path)] for path in files]
     content = [sample_rate, stamps]
     return _cached(cache_dir or folder / ".cache", content, folder, lambda: _folder_clips(folder, files, sample_rate))
 
@@ -101,8 +101,9 @@ def _folder_clips(folder: Path, files: list[Path], sample_rate: int) -> Iterator
             yield item if isinstance(item, Skipped) else (domain, item.samples)
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _stamp(path: Path) -> tuple[int, int] | tuple[()]:
+    """Size and time of the last change; nothing of a file that is not there."""
+    return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else ()
 
 
 def _cached(cache_dir: Path, content: list, folder: Path, items: Callable[[], Iterator[Item | Skipped]]) -> Decoded:
