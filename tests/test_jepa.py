@@ -105,6 +105,16 @@ def test_the_models_loss_is_that_of_its_parts(domain):
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_loss_is_computed_in_float32_under_autocast_too():
+    loss = LossConfig("info-nce", regularisers=(("covariance", 1.0),))
+    jepa, seen = model(loss=loss), []
+    jepa.regularisers = [(lambda step: seen.append((step.context @ step.context.mT).dtype) or 0.0, 1.0)]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = jepa(crops(), masks())
+    assert output.predicted.dtype == torch.bfloat16 and seen == [torch.float32]
+    assert output.loss.item() == pytest.approx(LOSSES["info-nce"](output.predicted, output.target).item(), rel=1e-6)
+
+
 def test_the_predictor_knows_where_its_context_and_its_targets_lie():
     jepa, mask = model(), masks()
     predictor, context, hidden = jepa.predictor, mask.context[0], mask.target[0]

@@ -9,10 +9,12 @@
 """
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from conftest import random_checkpoint
@@ -195,7 +197,7 @@ def test_a_warm_start_has_the_checkpoints_weights(config, earlier):
         loop.Run(replace(config, init_from=path, front_end=replace(config.front_end, n_fft=1024)))
 
 
-def test_a_frozen_target_gives_the_targets(config, earlier):
+def test_a_frozen_target_gives_the_targets(config, earlier, tmp_path):
     path, checkpoint = earlier
     config = replace(config, target=TargetConfig("latent", frozen_from=path), optim=replace(config.optim, steps=3))
     run = loop.Run(config)
@@ -209,8 +211,13 @@ def test_a_frozen_target_gives_the_targets(config, earlier):
     outputs = checkpoint.build()(patches)
     expected = (outputs - outputs.mean(-1, keepdim=True)) / (outputs.var(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
+    config = replace(config, out=tmp_path / "other")
     with pytest.raises(OptionError, match="n_time_patches 6, this run 13"):
         loop.Run(replace(config, encoder=replace(config.encoder, frames=208)))
+    louder = tmp_path / "louder.safetensors"
+    save_checkpoint(louder, replace(checkpoint, front_end=replace(checkpoint.front_end, mean=-5.0)))
+    with pytest.raises(OptionError, match="one normalisation for both"):
+        loop.Run(replace(config, init_from=louder))
 
 
 def test_a_shipped_model_can_be_named(config):
@@ -245,6 +252,27 @@ def test_a_constant_rate_is_cut_by_a_decay_when_a_checkpoint_is_wanted(config, t
     whole, cut = (read_state(out / LATEST) for out in (tmp_path / "whole", config.out))
     for name, tensor in whole["jepa"].items():
         assert tensor.equal(cut["jepa"][name]), name
+    for shares in ({"optim": replace(optim, warmup_steps=0)}, {"ema": EmaConfig(0.9, 0.99)}):
+        run = replace(config, out=tmp_path / next(iter(shares)), **shares)
+        loop.Run(run).train()  # its warm-up or its momentum depends on when it ends
+        with pytest.raises(OptionError, match=r"optim\.steps: 6 -> 9.*--optim.warmup-steps and --ema.ramp-steps"):
+            loop.Run(replace(run, resume=True, optim=replace(run.optim, steps=9)))
+
+
+def test_a_resumed_run_keeps_the_normalisation_that_it_began_with(config, tmp_path):
+    """Also where it goes on with other sound: the weights fit the old statistics."""
+    config = half_precision(config, 2)
+    first = loop.Run(config)
+    first.train()
+    quieter = shutil.copytree(config.data.source, tmp_path / "quieter", ignore=shutil.ignore_patterns(".cache"))
+    for path in quieter.rglob("*.flac"):
+        audio, rate = soundfile.read(path)
+        soundfile.write(path, audio / 10, rate)
+    data = replace(config.data, source=str(quieter))
+    assert abs(loop.Run(replace(config, out=tmp_path / "new", data=data)).front_end.mean - first.front_end.mean) > 1
+    resumed = replace(config, data=data, resume=True, optim=replace(config.optim, steps=4))
+    path = loop.Run(resumed).train()
+    assert load_checkpoint(path).front_end == first.front_end
 
 
 # -------------------------------------------------------------------- fp16

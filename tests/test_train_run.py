@@ -33,8 +33,10 @@ from hear_jepa.train.config import ComputeConfig, EmaConfig, OptimConfig
 from hear_jepa.train.data.sampler import CropStream
 from hear_jepa.train.finish import ENCODER_FILE
 from hear_jepa.train.jepa import TargetConfig
+from hear_jepa.train.losses import LossConfig
 from hear_jepa.train.masking import MaskConfig
 from hear_jepa.train.metrics_log import read_metrics
+from hear_jepa.train.ranks import Ranks
 from hear_jepa.train.run_state import BEST, LATEST, PREVIOUS
 
 
@@ -130,6 +132,22 @@ def test_sigterm_saves_and_ends_cleanly(config, monkeypatch):
     assert run_state.read_state(config.out / LATEST)["step"] == 5
 
 
+def test_a_rank_that_must_stop_stops_all_at_the_same_step(config, monkeypatch):
+    """By a signal, here or on another rank, or as it was stopped while it waited for crops: asked before each step."""
+    asked = []
+    for told, last in ((lambda flag: len(asked) == 3, 2), (lambda flag: flag, 4)):
+        asked.clear()
+        monkeypatch.setattr(Ranks, "any", lambda self, flag, told=told: asked.append(flag) or told(flag))
+        run = loop.Run(replace(config, out=config.out / str(last)))
+        crops = run.crops()
+        waits = iter([next(crops), next(crops), next(crops), next(crops), None])
+        monkeypatch.setattr(CropStream, "__next__", lambda crops, waits=waits: next(waits))
+        run.train()
+        monkeypatch.undo()
+        crops.close()
+        assert run_state.read_state(run.config.out / LATEST)["step"] == last and len(asked) == last + 1
+
+
 def test_ranks_of_a_cpu_stop_at_a_signal_and_fail_in_a_line(config):
     config = replace(steps(config, 100_000), compute=replace(config.compute, cpu_ranks=2))
     command = [sys.executable, "-m", "hear_jepa.train"]
@@ -149,6 +167,7 @@ def test_ranks_of_a_cpu_stop_at_a_signal_and_fail_in_a_line(config):
 
 
 def test_two_ranks_equal_one_with_the_joined_batch(config, tmp_path):
+    config = replace(config, loss=LossConfig("info-nce"))  # each prediction is told from the targets of all ranks
     two = replace(config, out=tmp_path / "two")
     loop.train(config)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hear_jepa.train"]
@@ -277,7 +296,7 @@ def test_the_probe_keeps_the_best_state_and_chooses_the_encoder(config):
     best = torch.load(config.out / BEST, weights_only=True)
     means = [(value, line["step"]) for line in lines for name, value in line.items() if name.endswith("probe/mean")]
     highest = max(value for value, _ in means)
-    assert best["extra"]["probe"]["best_mean"] == highest
+    assert best["probe"]["best_mean"] == highest
     assert best["step"] == min(step for value, step in means if value == highest)
 
 
@@ -309,6 +328,38 @@ def test_the_best_state_is_served_and_a_failing_probe_ends_nothing(config, tmp_p
     scores = iter([70.0, 60.0, 30.0, 69.5])  # no further apart than a probe's noise: the last state is served
     path = loop.train(replace(config, out=tmp_path / "level"))
     assert load_checkpoint(path).provenance["steps"] == 12 and load_checkpoint(path).served.encoder == "target"
+
+    scores = iter([70.0, 60.0, 30.0, 59.5])  # level for the encoder that is to be served, whatever the other did
+    serve = replace(config.serve, encoder="target")
+    path = loop.train(replace(config, out=tmp_path / "target", serve=serve))
+    assert load_checkpoint(path).provenance["steps"] == 12
+
+    scores = iter([70.0, 60.0])
+    changed = replace(config, out=tmp_path / "changed", optim=replace(config.optim, steps=7, schedule="constant"))
+    changed = replace(
+        changed, optim=replace(changed.optim, warmup_steps=1, decay_share=0.0), ema=EmaConfig(ramp_steps=9)
+    )
+    monkeypatch.setattr(loop, "finish", lambda run, metrics: run.save())
+    loop.train(changed)
+    monkeypatch.undo()
+    monkeypatch.setattr(online_probe, "probe", probe)
+    scores = iter([30.0, 50.0])  # of another task: the score of the first tells nothing about it
+    changed = replace(changed, resume=True, optim=replace(changed.optim, steps=8))
+    path = loop.train(
+        replace(changed, monitor=replace(changed.monitor, probe_tasks=(TASKS / "spoken_vowel-v1-small",)))
+    )
+    assert load_checkpoint(path).provenance["steps"] == 8
+
+
+def test_the_probe_has_columns_a_patch_apart(config, monkeypatch):
+    hops = []
+    monkeypatch.setattr(
+        online_probe, "probe", lambda served, *_: hops.append(served.served.scene_hop_ms) or {"mean": 1}
+    )
+    monitor = replace(config.monitor, probe_tasks=(TASKS / "percussion_kind-v1-small",))
+    encoder, serve = replace(config.encoder, patch_frames=8), replace(config.serve, hop_ms=40)
+    loop.train(replace(steps(config, 1), monitor=monitor, encoder=encoder, serve=serve))
+    assert hops == [80, 80]
 
 
 def test_a_compiled_run_takes_the_same_steps(config, tmp_path, monkeypatch):

@@ -291,5 +291,10 @@ def check(config: TrainConfig) -> None:
         raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 0 to {config.encoder.depth}")
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
     grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
+    if config.loss.kind == "info-nce" and config.mask.masks_per_crop > 1:
+        raise OptionError(
+            "--loss.kind info-nce tells targets apart, and --mask.masks-per-crop gives the same one several times: "
+            "take one mask of a crop"
+        )
     if config.target.frozen_from and config.serve.encoder == "target":
         raise OptionError("--serve.encoder is target, but --target.frozen-from is another run's: serve the context")

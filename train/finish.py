@@ -31,9 +31,7 @@ def finish(run: "Run", metrics: "MetricsLog") -> Path:
     scores = run.probe(run.jepa, run.step, metrics, run.state)
     step, scores = choose_state(run, scores)
     serve = run.config.serve
-    name = serve.encoder
-    if name == "auto":
-        name = max(scores, key=lambda name: scores[name]["mean"]) if scores else "context"
+    name = run.probe.better(scores) if scores else serve.encoder.replace("auto", "context")
     served = ServedConfig(name, serve.layers, serve.hop_ms, serve.pooling)
     path = run.config.out / ENCODER_FILE
     checkpoint = snapshot(run.jepa.encoders[name], run.front_end, served, provenance(run, step, scores))
@@ -48,13 +46,13 @@ def choose_state(run: "Run", last: Scores) -> tuple[int, Scores]:
     """Where an earlier state probed better than the last by more than `best_margin`, load that one. Returns the step
     and the scores of what is served."""
     path = run.config.out / BEST
-    last_mean = max((score["mean"] for score in last.values()), default=math.inf)
+    last_mean = last[run.probe.better(last)]["mean"] if last else math.inf
     if run.probe.best_mean - last_mean <= run.config.monitor.best_margin or not path.is_file():
         return run.step, last
     state = read_state(path)
     run.jepa.load_state_dict(state["jepa"])
     log.info("serving step %d, whose probe was the best", state["step"])
-    return state["step"], state["extra"]["probe"]["best_scores"]
+    return state["step"], state["probe"]["best_scores"]
 
 
 def provenance(run: "Run", step: int, scores: Scores) -> dict:

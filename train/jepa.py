@@ -50,12 +50,11 @@ class PredictorConfig:
 
 
 class Prediction(NamedTuple):
-    """What one pass gives: the loss, and what the collapse statistics look at ([N, K, D], detached)."""
+    """What one pass gives: the loss, and what it compares ([N, K, D], detached)."""
 
     loss: Tensor
     predicted: Tensor
     target: Tensor
-    context: Tensor
 
 
 class JEPA(nn.Module):
@@ -104,11 +103,12 @@ class JEPA(nn.Module):
         # The target encoder gives them, without a gradient.
         target, clip_target = self.targets(patches, mask, scored)  # [M·N, Ks, D], [M·N, D]
         # The loss is the distance of the two, and whatever else is asked for.
-        loss = self.distance(predicted, target)
         step = Pass(take(masked, both), context, self.predictor.further(tokens), clip_target)
-        for regulariser, weight in self.regularisers:
-            loss = loss + weight * regulariser(step)
-        return Prediction(loss, predicted.detach(), target, context.detach())
+        with torch.autocast(log_mel.device.type, enabled=False):  # its products are of float32 too
+            loss = self.distance(predicted, target)
+            for regulariser, weight in self.regularisers:
+                loss = loss + weight * regulariser(step)
+        return Prediction(loss, predicted.detach(), target)
 
     @torch.no_grad()
     def targets(self, patches: Tensor, mask: Mask, scored: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from hear_jepa.api import named_checkpoint
 from hear_jepa.disk import remove_abandoned, write_json
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, grid_of
-from hear_jepa.model.front_end import LogMel
+from hear_jepa.model.front_end import FrontEndConfig, LogMel
 from hear_jepa.train.collapse import cosine, watch_collapse
 from hear_jepa.train.config import TrainConfig, check, to_json
 from hear_jepa.train.data.normalisation import normalised
@@ -32,7 +32,7 @@ from hear_jepa.train.run_state import (
     LATEST,
     RunState,
     check_out,
-    load_state,
+    saved_state,
     stop_on_signals,
 )
 
@@ -55,12 +55,18 @@ class Run:
         self.ranks = start_ranks(config.compute)
         self.autocast = autocast_type(config.compute.precision, self.ranks.device)
         self._check_batch_size()
+        if not config.resume and self.ranks.is_main:
+            check_out(config)
+        saved = saved_state(config) if config.resume else None
         initial, frozen = self._other_runs()
         known = initial or frozen  # weights fit the statistics that they were trained with
         plain = config.front_end.front_end(0.0, 1.0)
-        self.front_end = (
-            known.front_end if known else normalised(plain, config.data, config.encoder.frames, config.seed)
-        )
+        if saved:
+            self.front_end = FrontEndConfig(**saved["front_end"])
+        elif known:
+            self.front_end = known.front_end
+        else:
+            self.front_end = normalised(plain, config.data, config.encoder.frames, config.seed)
         self.vit_config = config.encoder.vit(self.front_end.n_mels)
         self.grid = grid_of(self.front_end, self.vit_config)
         self.log_mel = LogMel(self.front_end).to(self.ranks.device)
@@ -75,14 +81,11 @@ class Run:
         self.jepa.context_encoder.gradient_checkpointing = config.compute.gradient_checkpointing
         self.optimiser = Optimiser(self.jepa.trained_parameters(), config.optim, config.compute, self.ranks.device)
         self.step = 0
-        self.state = RunState(config, self.jepa, self.optimiser)
+        self.state = RunState(config, self.front_end, self.jepa, self.optimiser)
         self.probe = OnlineProbe(config, self.front_end, self.ranks.device)
-        if config.resume:
-            self.step, extra = load_state(config.out, self.state)
-            self.probe.load_state_dict(extra["probe"])
-            self.state.hours_before = extra["hours"]
-        elif self.ranks.is_main:
-            check_out(config)
+        if saved:
+            self.step = self.state.load(saved)
+            self.probe.load_state_dict(saved["probe"])
         self.forward: Any = self._wrap(self.jepa)
 
     # ---------------------------------------------------------------- the run
@@ -99,8 +102,8 @@ class Run:
             crops.stop_on(lambda: bool(stop))
             while self.step < optim.steps:
                 waiting = time.monotonic()
-                audio = next(crops, None)
-                if audio is None:  # asked to stop while it waited for crops
+                audio = next(crops, None)  # none where it was asked to stop while it waited
+                if self.ranks.any(audio is None or bool(stop)):  # all ranks agree
                     return self.save(must=True)
                 waited = time.monotonic() - waiting
                 values, finite, log_mel = self.take_step(audio)
@@ -116,8 +119,6 @@ class Run:
                         f"{bad_steps} steps in a row had a non-finite gradient; the state is saved in "
                         f"{self.config.out}: lower --optim.base-lr, or raise the precision"
                     )
-                if self.ranks.any(bool(stop)):  # all ranks agree
-                    return self.save(must=True)
                 if metrics:
                     self._look(metrics, log_mel)
             path = self.save(must=True)
@@ -207,6 +208,11 @@ class Run:
         initial, frozen = self.config.init_from, self.config.target.frozen_from
         encoder = self.config.encoder.vit(self.config.front_end.n_mels)
         initial, frozen = (named_checkpoint(name) if name else None for name in (initial, frozen))
+        if initial and frozen and initial.front_end != frozen.front_end:
+            raise OptionError(
+                f"{self.config.init_from} hears by {initial.front_end}, {self.config.target.frozen_from} by "
+                f"{frozen.front_end}: a run has one front end and one normalisation for both"
+            )
         if initial and initial.encoder != encoder:
             raise OptionError(
                 f"{self.config.init_from} holds another encoder ({initial.encoder}) than the run's {encoder}"

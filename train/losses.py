@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,10 +66,15 @@ def cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def info_nce(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy of the choice, among all targets of a rank's micro-batch, of the one that a prediction is for, by
-    the cosine over a temperature of 0.1 (van den Oord et al. 2018, eq. 4; Baevski et al. 2020, eq. 3)."""
+    """Cross entropy of the choice, among all targets of a micro-batch on all ranks, of the one that a prediction is
+    for, by the cosine over a temperature of 0.1 (van den Oord et al. 2018, eq. 4; Baevski et al. 2020, eq. 3)."""
     predicted, targets = (F.normalize(x.float().flatten(0, -2), dim=-1) for x in (prediction, target))
-    return F.cross_entropy(predicted @ targets.T / 0.1, torch.arange(len(targets), device=targets.device))
+    own = torch.arange(len(targets), device=targets.device)
+    if dist.is_initialized():  # no gradient goes through targets
+        everywhere = [torch.empty_like(targets) for _ in range(dist.get_world_size())]
+        dist.all_gather(everywhere, targets)
+        own, targets = own + dist.get_rank() * len(targets), torch.cat(everywhere)
+    return F.cross_entropy(predicted @ targets.T / 0.1, own)
 
 
 LOSSES = {"smooth-l1": smooth_l1, "mse": mse, "cosine": cosine, "info-nce": info_nce}

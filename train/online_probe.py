@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hear_jepa.model.checkpoint import Checkpoint, ServedConfig
+from hear_jepa.model.checkpoint import Checkpoint, ServedConfig, grid_of
 from hear_jepa.model.embedder import Embedder
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.vit import ViT
@@ -36,7 +36,8 @@ class OnlineProbe:
         scores = {}
         for name, encoder in jepa.encoders.items():
             # columns a patch apart, whatever the distance served: a fraction of the work
-            served = ServedConfig(name, self.serve.layers, pooling=self.serve.pooling)
+            column_ms = grid_of(self.front_end, encoder.config).column_ms
+            served = ServedConfig(name, self.serve.layers, column_ms, self.serve.pooling)
             checkpoint = snapshot(encoder, self.front_end, served, {})
             try:
                 scores[name] = probe(checkpoint, self.tasks, self.max_clips, self.device)
@@ -45,17 +46,29 @@ class OnlineProbe:
                 return {}
             metrics.write(step, {f"{name}/probe/{task}": score for task, score in scores[name].items()})
             log.info("step %d: %s encoder, probe %s", step, name, scores[name])
-        best = max(score["mean"] for score in scores.values())
+        best = scores[self.better(scores)]["mean"]
         if best > self.best_mean:
             self.best_mean, self.best_scores = best, scores
             state.save(step, self.state_dict(), name=BEST)
         return scores
 
+    def better(self, scores: Scores) -> str:
+        """The encoder that these scores would have served."""
+        wanted = self.serve.encoder
+        return max(scores, key=lambda name: scores[name]["mean"]) if wanted == "auto" else wanted
+
     def state_dict(self) -> dict:
-        return {"best_mean": self.best_mean, "best_scores": self.best_scores}
+        return {"best_mean": self.best_mean, "best_scores": self.best_scores, "of": self._what()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best_mean, self.best_scores = state["best_mean"], state["best_scores"]
+        """Take over the best score so far, unless it is of other tasks, or of what will not be served."""
+        if state["of"] == self._what():
+            self.best_mean, self.best_scores = state["best_mean"], state["best_scores"]
+
+    def _what(self) -> list:
+        """What a score depends on besides the weights."""
+        tasks = [str(task) for task in self.tasks]
+        return [tasks, self.max_clips, self.serve.encoder, list(self.serve.layers), self.serve.pooling]
 
 
 def snapshot(encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, provenance: dict) -> Checkpoint:

@@ -15,7 +15,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """What the encoders and the predictor compute in under autocast; none: float32."""
     if precision == "auto":
-        fast = {"cpu": _multiplies_bfloat16, "cuda": torch.cuda.is_bf16_supported}
+        fast = {"cpu": _multiplies_bfloat16, "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False)}
         precision = "bf16" if fast.get(device.type, bool)() else "fp32"
     return AUTOCAST[precision]
 

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from hear_jepa.cli import signals_go_to
 from hear_jepa.disk import atomic_path
 from hear_jepa.errors import CheckpointError, OptionError
+from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.train.config import TrainConfig, differences, to_json
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.optimisation import Optimiser
@@ -70,8 +72,8 @@ class RunState:
     Crops, masks and schedules are functions of the seed and the step, so the step is their state.
     """
 
-    def __init__(self, config: TrainConfig, jepa: JEPA, optimiser: Optimiser):
-        self.config, self.jepa, self.optimiser = config, jepa, optimiser
+    def __init__(self, config: TrainConfig, front_end: FrontEndConfig, jepa: JEPA, optimiser: Optimiser):
+        self.config, self.front_end, self.jepa, self.optimiser = config, front_end, jepa, optimiser
         self.hours_before, self._started = 0.0, time.monotonic()
 
     def hours(self) -> float:
@@ -87,10 +89,11 @@ class RunState:
         state = {
             "step": step,
             "config": to_json(self.config),
+            "front_end": asdict(self.front_end),  # with the statistics of the sound that the run began with
             "jepa": self.jepa.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "rng": torch.get_rng_state(),
-            "extra": {"probe": probe, "hours": self.hours()},
+            "probe": probe,
+            "hours": self.hours(),
         }
         path = self.config.out / name
         try:
@@ -102,6 +105,13 @@ class RunState:
             log.error("%s was not written (%s); the one before stays. Free some space: the run goes on.", path, error)
             if must:
                 raise CheckpointError(f"the run ends without its last state: {path} could not be written") from error
+
+    def load(self, state: dict[str, Any]) -> int:
+        """Put a saved state into the objects; returns the next step."""
+        self.jepa.load_state_dict(state["jepa"], strict=True)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.hours_before = state["hours"]
+        return state["step"]
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -118,28 +128,28 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
-def load_state(folder: Path, run: RunState) -> tuple[int, dict[str, Any]]:
-    """Restore the last state of the folder that can be read into the run's objects.
+def saved_state(config: TrainConfig) -> dict[str, Any]:
+    """The last state in the run's folder that can be read.
 
-    Returns the next step and what `extra` was. Raises CheckpointError where there is none, OptionError where the run
-    was started with other options.
+    Raises CheckpointError where there is none, OptionError where the run was started with other options.
     """
-    path, state = _last_readable(folder)
-    free = FREE_TO_CHANGE
-    if run.config.optim.schedule == "constant":  # it does not depend on when the run will end
-        free += ("optim.steps", "optim.decay_share")
-    changed = [line for line in differences(state["config"], to_json(run.config)) if not line.startswith(free)]
+    path, state = _last_readable(config.out)
+    free, hint = FREE_TO_CHANGE, ""
+    if config.optim.schedule == "constant":
+        free += ("optim.decay_share",)
+        if config.optim.warmup_steps and (config.ema.ramp_steps or config.target.frozen_from):
+            free += ("optim.steps",)  # nothing before the decay depends on when the run will end
+        else:
+            hint = "; the steps may change in a run with --optim.warmup-steps and --ema.ramp-steps, not with shares"
+    changed = [line for line in differences(state["config"], to_json(config)) if not line.startswith(free)]
     if changed:
         raise OptionError(
-            f"the run in {folder} was started with other options ({'; '.join(changed)}): "
+            f"the run in {config.out} was started with other options ({'; '.join(changed)}): "
             "resume with the same ones, or start a new run in another --out "
-            "(--init-from takes over the weights of a finished one)"
+            f"(--init-from takes over the weights of a finished one){hint}"
         )
-    run.jepa.load_state_dict(state["jepa"], strict=True)
-    run.optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["rng"])
     log.info("resuming from %s, step %d", path, state["step"])
-    return state["step"], state["extra"]
+    return state
 
 
 def check_out(config: TrainConfig) -> None:

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"under torchrun one run at a time, here {len(todo)}: name one row, and one seed by --shard")
     failed = 0
     with tqdm(total=len(todo), desc="study", unit="run", disable=not sys.stderr.isatty(), position=1) as bar:
-        for one in todo:
+        for number, one in enumerate(todo, 1):
             bar.set_postfix_str(one.name)
             try:
                 outcome = do_run(configs[one.row], one, arguments.out, arguments.data, tasks)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             except HearJepaError as error:  # the other rows still count
                 failed, outcome = failed + 1, f"FAILED: {error}"
             bar.update()
-            log.info("%d of %d: %s: %s", bar.n or todo.index(one) + 1, len(todo), one.name, outcome)
+            log.info("%d of %d: %s: %s", number, len(todo), one.name, outcome)
     return 1 if failed else 0
 
 
