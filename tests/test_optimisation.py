@@ -59,7 +59,8 @@ def test_auto_is_bfloat16_exactly_where_the_machine_multiplies_it(monkeypatch):
     for avx, amx, cuda in itertools.product((False, True), repeat=3):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, cuda=cuda: including_emulation or cuda)
+        gpu = lambda including_emulation, cuda=cuda: cuda or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", gpu)
         assert autocast_type("auto", CPU) == (BF16 if avx or amx else None)
         assert autocast_type("auto", CUDA) == (BF16 if cuda else None)
         assert autocast_type("auto", MPS) is None

@@ -103,7 +103,8 @@ class Run:
             while self.step < optim.steps:
                 waiting = time.monotonic()
                 audio = next(crops, None)  # none where it was asked to stop while it waited
-                if self.ranks.any(audio is None or bool(stop)):  # all ranks agree
+                stopped = self.ranks.any(audio is None or bool(stop))  # all ranks agree
+                if stopped or audio is None:
                     return self.save(must=True)
                 waited = time.monotonic() - waiting
                 values, finite, log_mel = self.take_step(audio)
