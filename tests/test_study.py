@@ -66,6 +66,14 @@ def test_the_main_row_is_the_preset_and_the_tiny_scale_the_papers_recipe_shrunk(
     assert all(line.startswith((*sizes, "optim.base_lr", "ema.start", "ema.end", "compute.")) for line in changed)
 
 
+def test_every_recipe_of_the_benchmarks_can_be_trained():
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    scale, rows = find_scale(str(benchmarks / "recipes.toml")), find_rows(benchmarks / "recipes")
+    configs = {name: resolve(scale, name, changes) for name, changes in rows.items()}
+    assert {"4-masks", "smooth-l1", MAIN_ROW} < configs.keys()
+    assert configs["4-masks"].mask.masks_per_crop == 4 and configs["smooth-l1"].loss.kind == "smooth-l1"
+
+
 def test_a_row_is_the_scale_and_its_file():
     scale = find_scale("tiny")
     expected = {
