@@ -304,10 +304,10 @@ def test_damage_costs_only_its_shard_and_is_counted(shards, tmp_path, backend, c
     assert {domain_of(crop) for crop in batches} == {"talk"}
     assert sum(crops.skipped.values()) >= 3
     assert all(path.name in caplog.text for path in (truncated, missing, altered)) and whole.name not in caplog.text
-    for path in (truncated, missing, altered):  # prepared again, as the message says
+    for left, path in ((2, altered), (1, missing), (0, truncated)):  # prepared again, as the message says
         shutil.copyfile(shards / path.name, path)
-    with closing(crop_stream(config, batch_size=4, n_samples=SAMPLES, seed=0)) as crops:
-        assert len(next(crops)) == 4 and sum(crops.skipped.values()) == 0
+        with closing(crop_stream(config, batch_size=4, n_samples=SAMPLES, seed=0)) as crops:
+            assert len(next(crops)) == 4 and (backend == "stream" or sum(crops.skipped.values()) == left)
 
 
 @pytest.mark.parametrize(("backend", "workers"), [("decoded", 0), ("stream", 0), ("stream", 1)])

@@ -3,6 +3,7 @@
 * Every module that serves needs the required libraries alone; all of them are needed.
 * An extra is what its room imports, itself or through the modules it imports: no more, no less.
 * No message advises an extra of a package that no index holds.
+* Every fault that mutants.py plants is one of a line that is still there.
 """
 
 import ast
@@ -13,6 +14,7 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import mutants
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -132,3 +134,8 @@ def test_no_message_advises_the_name_of_this_package():
     texts = [PACKAGE / module for module in modules()] + [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     for path in texts:
         assert not re.search(r"pip install [^\n`]*hear[-_]jepa\[", path.read_text()), path
+
+
+def test_every_planted_fault_has_its_line():
+    gone = [fault for fault in mutants.FAULTS if fault.line not in (ROOT / fault.file).read_text(encoding="utf-8")]
+    assert not gone
