@@ -151,6 +151,8 @@ FAULTS = [
     Fault("train/loop.py", "FrontEndConfig(**saved[\"front_end\"])", "normalised(plain, config.data, 96, 0)", f"{HAND} -k normalisation"),
     Fault("train/loop.py", "if stopped or audio is None:", "if bool(stop) or audio is None:", f"{RUN} -k must_stop"),
     Fault("train/loop.py", "initial.front_end != frozen.front_end", "False", f"{HAND} -k frozen"),
+    Fault("train/corpus/prepare.py", "if places[place] > 1:", "if False:", "test_prepare.py -k several_sources"),
+    Fault("hear_jepa/families/__init__.py", "asked.sample_rate not in (None, rate)", "False", "test_families.py"),
     Fault("train/data/decoded.py", "(path.stat().st_size, path.stat().st_mtime_ns)", "(path.stat().st_size,)", "test_data.py -k damage"),
     Fault("hear_jepa/evaluation/resample.py", "folder.resolve() != task.folder.resolve()", "True", "test_evaluation_hear_eval_kit.py -k resampled"),
     Fault("hear_jepa/evaluation/resample.py", "at {sample_rate} Hz", "", "test_evaluation_hear_eval_kit.py -k resampled"),

@@ -444,6 +444,7 @@ def test_unusable_sources_are_refused(shards, tmp_path):
     (unfinished / "manifest.json").unlink()
     refused("unfinished holds shards without manifest.json.*run it again", unfinished)
     refused("names music; .* has game, rain, talk; there is synthetic too", shards, domain_weights={"music": 1.0})
+    refused("s3://bucket/manifest.json: cannot be opened", "s3://bucket")
     refused("not all 0", shards, domain_weights={"rain": 0.0})
     refused("at 16000 Hz, the front end at 32000 Hz: .*--rate 32000", shards, sample_rate=32000)
     refused("--data.crops-per-clip is 0", shards, crops_per_clip=0)

@@ -221,6 +221,13 @@ def test_shards_are_at_the_rate_asked_for(tmp_path):
     assert found == rate and len(samples) == rate
 
 
+def test_files_of_one_name_and_size_below_several_sources_are_all_taken(tmp_path):
+    for day in range(2):  # as recorders write them
+        write_tree(tmp_path / f"day{day}", {f"rec/{i}.wav": sound(10 * day + i, 0.5) for i in range(3)})
+    manifest = quietly([tmp_path / "day0", tmp_path / "day1"], tmp_path / "out")
+    assert manifest.domains["rec"]["clips"] == 6 and not manifest.skipped
+
+
 def test_workers_and_a_kill_before_the_input_changed_do_not_change_the_shards(tmp_path, monkeypatch):
     write_tree(tmp_path / "source", {f"x/{i}.wav": sound(i, 0.5) for i in range(5)})
     with monkeypatch.context() as patch, pytest.raises(Kill):
@@ -300,6 +307,9 @@ def test_unusable_folders_and_mappings_are_refused(tmp_path, capsys):
     (empty / "text.txt").touch()
     assert main(["files", str(empty), "--out", str(tmp_path / "out")]) == 2
     assert "no audio" in capsys.readouterr().err
+    for option, value in (("--rate", "-16000"), ("--workers", "-1")):
+        assert main(["files", str(empty), "--out", str(tmp_path / "out"), option, value]) == 2
+        assert f"{option} is {value}" in capsys.readouterr().err
     with pytest.raises(CorpusError, match="nowhere: no such folder"):
         quietly([tmp_path / "nowhere"], tmp_path / "out")
     write_tree(tmp_path / "source", {"x/0.wav": np.zeros(RATE), "x/1.wav": np.zeros(2 * RATE)})

@@ -17,9 +17,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 
-from hear_jepa.errors import OptionError
+from hear_jepa.errors import CorpusError, OptionError
 from hear_jepa.files.shards import array_expression
 from hear_jepa.train.config import PRESETS, differences, to_json
 from hear_jepa.train.study import __main__ as study_command
@@ -27,6 +29,7 @@ from hear_jepa.train.study.claims import claims
 from hear_jepa.train.study.plan import Study, missing_runs, read_results, read_study, share
 from hear_jepa.train.study.report import markdown
 from hear_jepa.train.study.rows import MAIN_ROW, find_rows, find_scale, resolve, seconds_of_sound
+from hear_jepa.train.study.sound import check_hours, survey
 from hear_jepa.train.study.statistics import Scores, interval
 
 TASKS = Path(__file__).parent / "tasks"
@@ -221,6 +224,16 @@ def test_what_cannot_work_is_refused_before_it_starts(inputs, tmp_path, capsys):
         assert study_command.main([*inputs, "--out", str(tmp_path / "out"), *options]) == 2
         assert re.search(message, capsys.readouterr().err)
         assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_hours_are_checked_only_where_all_files_can_be_counted(tmp_path):
+    path = tmp_path / "0.wav"
+    soundfile.write(path, numpy.zeros(16000), 16000)
+    with pytest.raises(CorpusError, match=r"the corpus has 0\.00"):
+        check_hours(survey(str(tmp_path)), 1e6, "row x")
+    path.rename(path.with_suffix(".m4a"))
+    path.with_suffix(".m4a").write_bytes(b"read by ffmpeg alone")
+    check_hours(survey(str(tmp_path)), 1e6, "row x")
 
 
 def test_the_dry_run_measures_and_starts_nothing(inputs, tmp_path, capsys):

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 from hear_jepa.disk import locked
-from hear_jepa.errors import CorpusError
+from hear_jepa.errors import CorpusError, OptionError
 from hear_jepa.files.audio import NEEDS_FFMPEG
 from hear_jepa.files.folders import find_audio
 from hear_jepa.files.resample import SAMPLE_RATE
@@ -62,8 +63,12 @@ def prepare(
 
     `domains` is a mapping file (`Mapping`); `exclude` lists folders whose sounds must not be in the corpus; `workers`
     processes decode (default: one a core); a shard ends when it exceeds `shard_mb`; `rate` is the shards' in Hz.
-    Raises CorpusError for a folder that is missing or holds no audio, and for an `out` that holds other shards.
+    Raises CorpusError for a folder that is missing or holds no audio, and for an `out` that holds other shards;
+    OptionError for numbers less than 1.
     """
+    for name, value in (("rate", rate), ("workers", workers or 1)):
+        if value < 1:
+            raise OptionError(f"--{name} is {value}: it must be at least 1")
     out, workers = Path(out), workers or os.cpu_count() or 1
     excluded_files = [path for folder in exclude for path in _audio_below(folder)]
     settings = [RECIPE, rate, sorted((path.name, path.stat().st_size) for path in excluded_files)]
@@ -96,7 +101,7 @@ def list_files(
     Their clips go to the folder `staged`, under names made of the `settings` and of what each file is.
     """
     origin_of = Mapping(domains) if domains else FolderNames()
-    files, left_out = [], []
+    files, left_out, places = [], [], Counter()
     for root in map(Path, sources):
         for path in _audio_below(root):
             name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
@@ -105,7 +110,11 @@ def list_files(
             if origin.domain == SKIP:
                 left_out.append(Skipped(name, "left out by the mapping of domains"))
             else:
-                place = _sha256([settings, name, path.stat().st_size, str(origin.longest_s)])
+                content = [settings, name, path.stat().st_size, str(origin.longest_s)]
+                place = _sha256(content)
+                places[place] += 1
+                if places[place] > 1:  # another source has a file of this name and size
+                    place = _sha256([*content, places[place]])
                 files.append(SourceFile(path, name, origin, staged / f"{place[:32]}.tar"))
     if not files:
         raise CorpusError(f"{domains}: the mapping leaves out all {len(left_out)} files; check its patterns")

@@ -61,7 +61,10 @@ def _open(url: str) -> Any:
         from webdataset.gopen import gopen
     except ImportError as error:
         raise CorpusError("reading shards from a URL needs webdataset: pip install webdataset") from error
-    return gopen(url)
+    try:
+        return gopen(url)
+    except ValueError as error:  # a scheme that it does not know
+        raise CorpusError(f"{url}: cannot be opened ({error}); there are http:, https: and pipe:") from error
 
 
 @dataclass(frozen=True)
