@@ -71,7 +71,8 @@ def main(task_folder: str, out: str, model_file_path: str = "", epochs: int = 30
             predicted = probe(model.columns(test).flatten(0, 1))
         scores.append(mean_average_precision(predicted.numpy(), truth.flatten(0, 1).numpy()))
     print(f"mean average precision on the test split: {scores[0]:.3f} frozen, {scores[1]:.3f} fine-tuned")
-    save_checkpoint(out, replace(named_checkpoint(model_file_path), weights=model.encoder.state_dict()))
+    new = {"weights": model.encoder.state_dict(), "whitening": None, "provenance": {"fine_tuned_on": task.name}}
+    save_checkpoint(out, replace(named_checkpoint(model_file_path), **new))
     return scores[0], scores[1]
 
 

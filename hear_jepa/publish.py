@@ -37,6 +37,8 @@ def publish(
     will be. Raises OptionError where `out` exists or no licence is known, CheckpointError for what is no checkpoint.
     """
     out = Path(out)
+    if repository.count("/") != 1:
+        raise OptionError(f"--repository is {repository!r}: it must be OWNER/NAME")
     if out.exists():
         raise OptionError(f"{out} exists already: choose another folder")
     loaded = load_checkpoint(checkpoint)

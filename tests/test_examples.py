@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 import hear_jepa
+from hear_jepa.model.checkpoint import load_checkpoint
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = {"fine_tune": 80}
@@ -40,6 +41,8 @@ def test_fine_tuning_beats_the_frozen_probe(tmp_path):
     assert tuned > frozen + 0.01 and frozen > 0.5
     before, after = hear_jepa.load_model(), hear_jepa.load_model(tmp_path / "tuned.safetensors")
     assert_trained(before, after)
+    tuned = load_checkpoint(tmp_path / "tuned.safetensors")
+    assert tuned.whitening is None and "crops" not in tuned.provenance  # those of the old weights
 
 
 def assert_trained(before, after):

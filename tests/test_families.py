@@ -234,6 +234,9 @@ def test_what_no_file_tells_is_asked_for(tmp_path):
     checkpoint, adapted = convert(anonymous, asked=Asked(sample_rate=32000, mean=-6.0, std=4.0))
     assert checkpoint.grid.sample_rate == 32000 and checkpoint.front_end.mean == -6.0
     assert adapted.notes[0] == "32000 Hz: as asked"
+    path = write(tmp_path, state_of(MATPAC), MATPAC)
+    with pytest.raises(OptionError, match="--sample-rate is 32000: .* hears 16000 Hz"):
+        convert(path, asked=Asked(sample_rate=32000))
     with pytest.raises(OptionError, match="--encoder is an option of the paper's files"):
         convert(anonymous, asked=Asked(encoder="target"))
     for heads in (0, 5):

@@ -107,6 +107,8 @@ def test_what_is_no_name_and_no_safetensors_is_refused():
 def test_nothing_is_published_without_a_licence_or_over_something(half, checkpoint, tmp_path, capsys):
     assert main(["publish", str(half), str(tmp_path / "out")]) == 2
     assert "--licence" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["publish", str(half), str(tmp_path / "out"), "--licence", "mit", "--repository", "mine"]) == 2
+    assert "OWNER/NAME" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     assert main(["publish", str(half), str(tmp_path / "out"), "--licence", "mit"]) == 2
     save_checkpoint(tmp_path / "free.safetensors", replace(checkpoint, licence="cc0-1.0"))

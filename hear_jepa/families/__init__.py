@@ -68,6 +68,9 @@ def convert(
         },
         licence=licence or module.LICENCE,
     )
+    rate = checkpoint.grid.sample_rate
+    if asked and asked.sample_rate not in (None, rate):
+        raise OptionError(f"--sample-rate is {asked.sample_rate}: {module.TITLE} hears {rate} Hz")
     served = replace(checkpoint.served, scene_hop_ms=checkpoint.grid.column_ms)
     checkpoint = replace(checkpoint, served=served)
     check_config(checkpoint)
