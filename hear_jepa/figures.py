@@ -22,8 +22,10 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure, path: str | Path, dpi: int = 130) -> Path:
-    """Write a figure atomically, in the format of the path's suffix; returns the path."""
+    """Write a figure atomically, in the format of the path's suffix; returns the path. Raises OptionError."""
     path = Path(path)
+    if path.suffix.lower().removeprefix(".") not in figure.canvas.get_supported_filetypes():
+        raise OptionError(f"no picture can be written to {path}: give a name that ends in .png, .pdf or .svg")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path

@@ -1,7 +1,8 @@
 """Decoding and resampling.
 
 * Every format decodes to its rate, channels and the tone that was written; a format without its decoder says so; a
-  missing, empty, foreign or damaged file is an AudioError that names it.
+  missing, empty, foreign or damaged file is an AudioError that names it. A file that was cut is known as such, and no
+  other one.
 * Read in blocks is read whole, at any rate and block length; 16-bit samples at 16 kHz come back exactly.
 * Resampling keeps a tone's frequency and level and the length, and agrees with scipy's on real sound.
 """
@@ -17,7 +18,7 @@ import soundfile
 import torch
 
 from hear_jepa.errors import AudioError
-from hear_jepa.files.audio import read_audio, read_blocks
+from hear_jepa.files.audio import AudioReader, read_audio, read_blocks
 from hear_jepa.files.folders import find_audio
 from hear_jepa.files.resample import resample, resample_blocks
 
@@ -102,6 +103,22 @@ def test_16_bit_samples_are_exact(tmp_path):
     samples = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
     soundfile.write(tmp_path / "exact.wav", samples, 16000)
     np.testing.assert_array_equal(read_audio(tmp_path / "exact.wav")[0][0].numpy() * 32768, samples)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ALAW", "ULAW", "IMA_ADPCM", "MS_ADPCM"])
+def test_only_a_file_that_was_cut_is_truncated(tmp_path, subtype):
+    def shortfall(path):
+        with AudioReader(path) as reader:
+            list(reader.blocks(sample_rate=None))
+            return reader.shortfall
+
+    whole, cut = tmp_path / "whole.wav", tmp_path / "cut.wav"
+    soundfile.write(whole, tone(44100, 60), 44100, subtype=subtype)  # in a minute what a header rounds adds up
+    assert shortfall(whole) == ""
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    if not subtype.endswith("ADPCM"):  # its header tells no exact length
+        assert "declares 60.00 s" in shortfall(cut)
 
 
 def test_find_audio_looks_deep_and_only_at_sound(tmp_path):

@@ -8,7 +8,8 @@
 * The exit code is 1 if any file failed, 2 for a mistake in the command, else 0.
 * Nothing but an earlier output of ours, with nothing foreign in it, is ever replaced, and that only when asked; an
   output is, holds, or lies in no input. Two runs do not write one output.
-* Parts belong to their command line. `--append` adds what is new or changed, and embeds nothing twice.
+* Parts belong to their command line, which resumes them, also with --overwrite. `--append` adds what is new or changed,
+  and embeds nothing twice.
 * What can be refused is refused before the model loads, and leaves nothing behind.
 * Whatever is not finite, in or out, is a failure by name. Odd files are listed, control characters escaped.
 """
@@ -281,6 +282,8 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(tmp_path, corpus,
         (tmp_path / "*.wav", tmp_path / "out.npz", "there is no file or folder"),
     ]:
         assert embed(source, out, weights) == 2 and message in capsys.readouterr().err
+    assert embed(corpus, tmp_path / "out.npz", weights, "--address", "auto") == 2
+    assert "--engine ray" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
 
 
@@ -313,6 +316,24 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path, corpus, weights, monkey
         assert embed(corpus, out, weights) == 130
     assert "resumes after 2 of 8 files" in capsys.readouterr().err and not out.exists()
     assert embed(corpus, out, weights) == 1 and len(load_embeddings(out).paths) == 6
+
+
+def test_a_run_that_replaces_is_resumed_by_the_same_command(tmp_path, corpus, weights, monkeypatch, capsys):
+    out, replace = tmp_path / "out.npz", ["--overwrite"]
+    for first, second, n_left in [
+        (replace, replace, 6),
+        (replace, [*replace, "--channels", "separate"], 8),
+        ([], replace, 8),
+    ]:
+        out.unlink(missing_ok=True)
+        with monkeypatch.context() as stop:
+            stop.setattr(embed_command.EmbeddingStore, "end", interrupt_after(2))
+            assert embed(corpus, out, weights, *first) == 130
+        assert "the same command resumes" in capsys.readouterr().err
+        with monkeypatch.context() as spied:
+            embedded = spy(spied)
+            assert embed(corpus, out, weights, *second) == 1 and len(embedded) == n_left
+        assert len(set(load_embeddings(out).paths)) == 6
 
 
 def interrupt_after(count):

@@ -2,14 +2,16 @@
 
 * A window holds the pooled columns whose centres lie in it, whatever its length, hop and the format; the last one ends
   with the sound, and none is missing or empty.
-* float16 outputs are the float32 ones, rounded.
-* A row of a table is an excerpt: it embeds as the sound cut out by hand; its further columns travel on.
+* float16 outputs are the float32 ones, rounded. A folder has more entries than files may be open.
+* A row of a table is an excerpt: it embeds as the sound cut out by hand; its further columns travel on, of any bytes.
+  One that failed is tried again.
 * Members of a tar archive embed as the files that they hold; a table may name them.
 * Whatever the input, what is in an output is not embedded again.
 """
 
 import csv
 import json
+import os
 import shutil
 import tarfile
 from importlib.util import find_spec
@@ -24,7 +26,9 @@ from hear_jepa import Embedder
 from hear_jepa.cli import main
 from hear_jepa.commands import embed as embed_command
 from hear_jepa.errors import OptionError
+from hear_jepa.files.arrays import NpyFolder
 from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.records import FileRecord, RowFile
 from hear_jepa.model.pooling import Pool
 
 NAMES = ("out.npz", "out.parquet", "out")
@@ -80,6 +84,11 @@ def test_windows_that_cannot_be_are_refused(sounds, model, weights, tmp_path, ca
             list(model.embed_files(sounds / "1.flac", "windows", **options))
     assert embed(sounds, tmp_path / "o.npz", weights, "--kind", "windows") == 2
     assert embed(sounds, tmp_path / "o.npz", weights, "--window-s", "5") == 2
+    assert embed(sounds, tmp_path / "o.npz", weights, "--hop-s", "0.5") == 2 and "--hop-s" in capsys.readouterr().err
+    for out in (["o.npz"], ["parts", "--shard", "0/2"]):
+        windows = ["--kind", "windows", "--window-s", "0.1"]
+        assert embed(sounds, tmp_path / out[0], weights, *out[1:], *windows) == 2
+    assert not [path.name for path in tmp_path.rglob("*") if path.is_file()]  # the right command is not another one
 
 
 @pytest.mark.parametrize("name", [*NAMES[1:], LANCE])
@@ -105,6 +114,21 @@ def test_every_format_holds_the_same(sounds, weights, tmp_path, kind, name):
         numpy.testing.assert_allclose(first.spans_s[:, 1], [0.03, 1, 4.3, 12.04])
     if kind == "windows":
         assert first.spans_s[2].tolist() == [[0, 1.5], [1, 2.5], [2, 3.5], [3, 4.3]]
+
+
+def test_a_folder_has_more_entries_than_files_may_be_open(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs limits of POSIX")
+    numpy.zeros((400, 3), "<f4").tofile(tmp_path / "rows")
+    records = [FileRecord(f"{number}.wav", None, 1.0, [(number, 1)]) for number in range(400)]
+    settings = {"kind": "scene", "embedding_size": 3}
+    NpyFolder.write(tmp_path / "out", records, RowFile(tmp_path / "rows", 3), settings)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest_free := os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 200, hard))
+    try:
+        assert load_embeddings(tmp_path / "out").embeddings.shape == (400, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_lance_data_set_is_added_to_replaced_and_left_alone(sounds, weights, tmp_path, monkeypatch, capsys):
@@ -193,6 +217,40 @@ def test_a_row_of_a_table_is_an_excerpt(sounds, checkpoint, weights, tmp_path, m
             assert embed(table, tmp_path / name, weights, *[o for o in options if o != "--overwrite"], "--append") == 1
             assert {sound.path.name for sound in embedded} == {"1.flac", "gone.flac"}  # what failed is tried again
             assert load_embeddings(tmp_path / name).columns == found.columns
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_and_reasons_may_have_any_bytes(sounds, weights, tmp_path, name):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / "link.wav").symlink_to(os.fsdecode(b"gone \xff.wav"))
+    rows = f"{sounds}/1.flac,d\xf6g\n{tmp_path}/link.wav,\n"
+    (tmp_path / "latin 1.csv").write_bytes(b"path,l\xe4bel\n" + rows.encode("latin-1"))
+    assert embed(tmp_path / "latin 1.csv", tmp_path / name, weights) == 1
+    found = load_embeddings(tmp_path / name)
+    assert found.columns == {"l\\xe4bel": ["d\\xf6g"]}
+    assert list(found.failed.values()) == ["a broken link to gone \\xff.wav"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_excerpt_that_failed_is_tried_again(sounds, weights, tmp_path, name):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow")
+    sound = tmp_path / "late.flac"
+    write_table(tmp_path / "t.csv", [{"path": sound, "start_s": "1.0000001"}, {"path": sounds / "2.flac"}])
+    assert embed(tmp_path / "t.csv", tmp_path / name, weights) == 1
+    assert list(load_embeddings(tmp_path / name).failed) == [f"{sound}#t=1,inf"]
+    shutil.copy(sounds / "3.flac", sound)
+    assert embed(tmp_path / "t.csv", tmp_path / name, weights, "--append") == 0
+    found = load_embeddings(tmp_path / name)
+    excerpts = dict(zip(found.paths, found.excerpts, strict=True))
+    assert excerpts == {str(sounds / "2.flac"): None, str(sound): (1.0000001, float("inf"))} and not found.failed
+
+
+def test_a_line_that_is_no_object_is_refused(tmp_path, weights, capsys):
+    (tmp_path / "t.jsonl").write_text('{"path": "a.wav"}\n["b.wav"]\n', encoding="utf-8")
+    assert embed(tmp_path / "t.jsonl", tmp_path / "out.npz", weights) == 2
+    assert "t.jsonl, row 2: \"['b.wav']\" is no object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,11 @@ def test_a_file_named_outright_needs_no_known_suffix(folder):
 
 
 def test_a_list_names_files_folders_and_patterns(folder):
-    Path("list.txt").write_text("b/three.mp3\n\na\nb/*.ogg\nmissing.wav\n", encoding="utf-8")
-    assert names(["list.txt"]) == ["b/three.mp3", "a/deep/two.FLAC", "a/one.wav", "b/[odd] name.ogg", "missing.wav"]
+    lost = ["missing.wav", "b/missing [1].wav", "b/*.aiff"]
+    lines = ["b/three.mp3", "", "a", "b/*.ogg", *lost]
+    Path("list.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = ["b/three.mp3", "a/deep/two.FLAC", "a/one.wav", "b/[odd] name.ogg"]
+    assert names(["list.txt"]) == found + lost  # whoever opens them says that they are not there
 
 
 def test_a_path_that_is_not_there_is_an_error(folder):

@@ -2,7 +2,8 @@
 
 * A cluster of two workers, one of them killed in the middle, gives what one process gives, to the bit: nothing is lost,
   nothing is there twice.
-* The actor gives a pipeline of Ray Data the rows that `hear-jepa embed` writes, of files and of waveforms.
+* The actor gives a pipeline of Ray Data the rows that `hear-jepa embed` writes, of files and of waveforms; none of an
+  empty batch. What it cannot embed it refuses.
 """
 
 import os
@@ -158,3 +159,22 @@ def test_an_actor_takes_waveforms(weights, minute, kind):
         numpy.testing.assert_array_equal(rows["embedding"][rows["id"] == number], expected)
         assert not rows["error"][rows["id"] == number].any()
     assert "NaN" in rows["error"][-1] and numpy.isnan(rows["embedding"][-1]).all() and list(rows["id"]).count(2) == 1
+
+
+def test_an_actor_refuses_what_it_cannot_embed(weights):
+    with pytest.raises(OptionError, match="mixes channels"):
+        engine.JepaActor(model=weights, files={"channels": "separate"})
+    sound = numpy.sin(numpy.arange(16000))
+    audio = numpy.empty(2, object)
+    audio[:] = [(32767 * sound).astype("i2"), sound]
+    rows = engine.JepaActor("audio", model=weights)({"audio": audio, "sample_rate": numpy.array([16000, 16000])})
+    assert "int16" in rows["error"][0] and numpy.isnan(rows["embedding"][0]).all()
+    assert not rows["error"][1] and numpy.isfinite(rows["embedding"][1]).all()
+
+
+@pytest.mark.parametrize("kind, times", [("scene", ["start_s", "end_s"]), ("timestamps", ["timestamp_ms"])])
+def test_an_actor_takes_an_empty_batch(weights, kind, times):
+    actor = engine.JepaActor(kind=kind, model=weights)
+    rows = actor({"path": numpy.array([], str), "id": numpy.array([], int)})
+    assert sorted(rows) == sorted(["path", "id", "embedding", "error", *times])
+    assert rows["embedding"].shape == (0, load_model(weights).size_of(kind)) and not any(map(len, rows.values()))

@@ -3,7 +3,8 @@
 * search lists what an independent computation finds nearest, whole files or stretches with their times, no two of
   which overlap; a stretch is found where it was; another model than the index's is refused;
 * a head labels new sounds; its file gives the probabilities of scikit-learn's fit; its score is that of files it did
-  not see; labels of parts become stretches with their times; what cannot be is said.
+  not see; labels of parts become stretches with their times, excerpts of a table keep theirs; what cannot be is
+  said.
 """
 
 import csv
@@ -23,7 +24,7 @@ from hear_jepa.explore.classify import cross_validate, train
 from hear_jepa.explore.excerpt import read_excerpt
 from hear_jepa.explore.head import Head, load_head
 from hear_jepa.explore.labels import LabelTable
-from hear_jepa.explore.points import Point, clock
+from hear_jepa.explore.points import Point, clock, load_points
 from hear_jepa.explore.search import search
 from hear_jepa.explore.similarity import Standardiser
 from hear_jepa.files.formats import load_embeddings
@@ -91,6 +92,9 @@ def test_search_finds_the_nearest_files_of_the_same_model(folder, model, tmp_pat
     other = ["--model", str(tmp_path / "other.safetensors")]
     assert main(["search", str(folder / "clips.npz"), str(query), *other]) == 2
     assert "another model" in capsys.readouterr().err
+    assert main(["embed", str(query), "--out", str(tmp_path / "one.npz"), *model]) == 0
+    assert main(["search", str(tmp_path / "one.npz"), str(query), *model]) == 2
+    assert "one embedding" in capsys.readouterr().err
 
 
 def test_search_finds_a_stretch_where_it_was(folder, model):
@@ -151,7 +155,7 @@ def test_a_saved_head_is_the_fit(folder, tmp_path, kinds):
 def test_labels_of_parts_become_stretches(folder, model, tmp_path, capsys):
     times = [("hum", 0, 1), ("hiss", 1, 2.5), ("hum", 2.5, "")]
     rows = [f"{number}.wav,{name},{start},{end}" for number in range(2) for name, start, end in times]
-    labels = write_labels(tmp_path / "labels.csv", rows, "path,label,start_s,end_s")
+    labels = write_labels(tmp_path / "labels.csv", [*rows, "1.wav,,3,4"], "path,label,start_s,end_s")
     head = str(tmp_path / "head.safetensors")
     assert main(["classify", "train", labels, str(folder / "long.npz"), "--out", head]) == 0
     assert "6 examples of 2 files" in capsys.readouterr().out
@@ -162,6 +166,26 @@ def test_labels_of_parts_become_stretches(folder, model, tmp_path, capsys):
     assert stretches[0]["end_s"] == stretches[1]["start_s"] and float(stretches[2]["end_s"]) == pytest.approx(
         4, abs=0.1
     )
+
+
+@pytest.mark.parametrize("kind", ["scene", "timestamps"])
+def test_a_table_of_excerpts_labels_its_excerpts(folder, model, tmp_path, capsys, kind):
+    times = [("low", 0, 1), ("hiss", 1, 2.5), ("high", 2.5, 4)]
+    rows = [f"{folder}/long/{n}.wav,{name},{start},{end}" for n in range(3) for name, start, end in times]
+    excerpts = write_labels(tmp_path / "table.csv", rows, "path,label,start_s,end_s")
+    index, head = str(tmp_path / "e.npz"), str(tmp_path / "head.safetensors")
+    assert main(["embed", excerpts, "--out", index, "--kind", kind, *model]) == 0
+    points = load_points(index).points
+    assert not any(point.whole for point in points)
+    spans = numpy.array([(point.start_s, point.end_s) for point in points])
+    numpy.testing.assert_allclose(spans, 3 * [(start, end) for _, start, end in times], atol=0.05)
+    assert main(["classify", "train", excerpts, index, "--out", head]) == 0
+    assert load_head(head).labels == ("high", "hiss", "low") and load_head(head).score["examples"] == 9
+    capsys.readouterr()
+    assert main(["classify", "apply", head, excerpts, *model]) == 0
+    scored = [(float(row["start_s"]), float(row["end_s"])) for row in table(capsys.readouterr().out)]
+    if kind == "scene":
+        assert sorted(scored) == sorted(3 * [(start, end) for _, start, end in times])
 
 
 def test_windows_are_searched_and_labelled(folder, model, tmp_path, capsys):
@@ -202,6 +226,13 @@ def test_the_score_is_of_unseen_files():
     confusion = cross_validate(features.astype("f4"), targets, [str(file) for file in files], ["a", "b"])
     assert confusion.sum() == 200 and (confusion.sum(1) == numpy.bincount(targets)).all()
     assert confusion.diagonal().sum() < 140
+
+
+def test_a_fold_may_leave_one_label_to_learn_from():
+    """Two of three files hold one label each: without the third and one of them, a head sees one label."""
+    files, targets = [*"xxx", *"yyy", *"zzzz"], numpy.array([0, 0, 0, 1, 1, 1, 0, 0, 1, 1])
+    features = numpy.random.default_rng(0).normal(size=(10, 4)).astype("f4")
+    assert cross_validate(features, targets, files, ["a", "b"]).sum(1).tolist() == [5, 5]
 
 
 def test_labels_that_will_not_do(folder, tmp_path):

@@ -4,10 +4,11 @@
   a tone of that frequency excites; time axes are the recording's seconds.
 * Self-similarity is symmetric, 1 on the diagonal, and highest between repeats of a sound.
 * The map's projection has the largest variances and keeps kinds apart; neighbours are those of all cosines.
-* The commands write pictures.
+* The commands write pictures, and say what they cannot write, draw or play.
 """
 
 import math
+import tarfile
 
 import numpy
 import pytest
@@ -18,6 +19,7 @@ from hear_jepa import Embedder
 from hear_jepa.cli import main
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.explore.excerpt import read_excerpt
+from hear_jepa.explore.map import write_page
 from hear_jepa.explore.projection import clusters, project
 from hear_jepa.explore.recording_picture import draw, mel_ticks, patch_colours, self_similarity
 from hear_jepa.explore.similarity import Standardiser, nearest, neighbours
@@ -108,7 +110,7 @@ def test_neighbours_are_those_of_all_cosines():
     )
 
 
-def test_the_commands_write_pictures(tmp_path, checkpoint, minute):
+def test_the_commands_write_pictures(tmp_path, checkpoint, minute, capsys):
     weights = tmp_path / "small.safetensors"
     save_checkpoint(weights, checkpoint)
     sounds = tmp_path / "sounds"
@@ -124,6 +126,26 @@ def test_the_commands_write_pictures(tmp_path, checkpoint, minute):
     for name in ("show.png", "e.map.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert main(["map", str(sounds / "0.wav")]) == 2
+    for name in ("map", "map.xyz"):
+        for command in (["map", str(out)], ["show", str(sounds / "0.wav"), "--model", str(weights)]):
+            assert main([*command, "--out", str(tmp_path / name)]) == 2
+            assert f"{name}: give a name that ends in .png" in capsys.readouterr().err
+            assert not (tmp_path / name).exists()
+
+
+def test_the_page_counts_what_it_cannot_play(tmp_path, weights, minute, capsys):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for number in range(4):
+            soundfile.write(tmp_path / "sound.wav", minute[50000 * number :][:20000].numpy(), 16000)
+            archive.add(tmp_path / "sound.wav", f"{number}.wav")
+    out, page = str(tmp_path / "e.npz"), str(tmp_path / "map.html")
+    inputs = [str(tmp_path / "t.tar"), str(tmp_path / "sound.wav")]
+    assert main(["embed", *inputs, "--model", weights, "--out", out]) == 0
+    assert write_page(out, page) == 4 and write_page(out, page, embed_audio=True) == 0
+    pytest.importorskip("sklearn")
+    capsys.readouterr()
+    assert main(["map", out, "--html", page, "--clusters", "-2"]) == 2
+    assert "at least one cluster, not -2" in capsys.readouterr().err
 
 
 def test_one_patch_can_be_drawn(checkpoint):

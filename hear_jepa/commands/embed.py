@@ -20,6 +20,7 @@ from typing import Any
 from hear_jepa.api import load_model
 from hear_jepa.device import DEVICES, choose_device
 from hear_jepa.errors import OptionError, printable
+from hear_jepa.files.collect import check_windows
 from hear_jepa.files.embed import BATCH_S, CHANNELS, FILE_KINDS, TRUNCATED, WORKERS, FileEnd, embed_pieces
 from hear_jepa.files.find import check_out, find_sources
 from hear_jepa.files.formats import FORMATS, named_output
@@ -85,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="of the Ray cluster, such as auto (default: one of this machine)")
     parser.add_argument("--status", metavar="OUT", help="only say which shares of an output are missing")
     parser.add_argument("--append", action="store_true", help="add the files that --out does not hold yet to it")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out, and drop what an interrupted run left")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace --out, and drop what another interrupted command left"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -101,6 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError("--whiten is of scenes and windows: timestamps have no whitening, leave it out")
     if (arguments.kind == "windows") != (arguments.window_s is not None):
         raise OptionError("--kind windows needs --window-s, and --window-s needs --kind windows")
+    if arguments.hop_s is not None and arguments.kind != "windows":
+        raise OptionError("--hop-s is of --kind windows: leave it out, or give --hop-ms for timestamps")
+    if arguments.address is not None and arguments.engine != "ray":
+        raise OptionError("--address is of a Ray cluster: give --engine ray too, or leave it out")
     in_parts = shard is not None or arguments.engine == "ray"
     if in_parts:
         arguments.format = arguments.format or "parquet"
@@ -184,6 +191,8 @@ def _embed_into(
             scene_hop_ms=arguments.scene_hop_ms,
             whiten=arguments.whiten,
         )
+        if arguments.kind == "windows":
+            check_windows(model, arguments.window_s, arguments.hop_s)
         settings = settings_of(model.to(choose_device(arguments.device)), arguments)
         declare(settings)
         store.start(settings)

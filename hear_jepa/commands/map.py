@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         missing = write_page(embeddings, arguments.html, labels, method, arguments.clusters, arguments.embed_audio)
         if missing:
             print(
-                f"{missing} sounds are not where {embeddings} says, and will not play: "
-                "run this in the folder where they were embedded",
+                f"{missing} sounds are in archives, or not where {embeddings} says, and will not play: "
+                "run this in the folder where they were embedded, or give --embed-audio",
                 file=sys.stderr,
             )
         print(arguments.html)

@@ -83,7 +83,9 @@ def apply(head: Head, sounds: list[str | Path], model: str = "") -> Iterator[Sco
                 spans = zip(sound.spans_s.tolist(), probabilities, strict=True)
                 yield from (Scored(Point(path, channel, *span), scores) for span, scores in spans)
             else:
-                yield Scored(Point(path, channel, 0.0, sound.duration_s, whole=True), probabilities[0])
+                start_s = sound.excerpt[0] if sound.excerpt else 0.0
+                span = start_s, start_s + sound.duration_s
+                yield Scored(Point(path, channel, *span, whole=sound.excerpt is None), probabilities[0])
 
 
 def labelled_examples(labels: str | Path, embeddings: str | Path) -> tuple[dict, list[tuple[numpy.ndarray, str, str]]]:
@@ -100,7 +102,7 @@ def labelled_examples(labels: str | Path, embeddings: str | Path) -> tuple[dict,
     for path, rows, times_ms in zip(found.paths, found.embeddings, found.timestamps_ms, strict=True):
         for label in table.of_file(path):
             inside = (times_ms >= 1000 * label.start_s) & (times_ms < 1000 * label.end_s)
-            if inside.any():
+            if label.name and inside.any():
                 examples.append((rows[inside].mean(0, dtype="f4"), label.name, path))
     if not examples:
         raise OptionError(f"no row of {labels} is of the embedded files in {embeddings}")
@@ -125,9 +127,8 @@ def cross_validate(
     confusion = numpy.zeros((len(names), len(names)), numpy.int64)
     folds = StratifiedGroupKFold(min(FOLDS, int(n_files.min())), shuffle=True, random_state=0)
     for rest, held_out in folds.split(features, targets, files):
-        standardise = Standardiser.of(features[rest])
-        fitted = _logistic_regression().fit(standardise(features[rest]), targets[rest])
-        numpy.add.at(confusion, (targets[held_out], fitted.predict(standardise(features[held_out]))), 1)
+        predicted = _predicted(features[rest], targets[rest], features[held_out])
+        numpy.add.at(confusion, (targets[held_out], predicted), 1)
     return confusion
 
 
@@ -148,6 +149,14 @@ def _logistic_regression():
     except ImportError as error:
         raise OptionError("training a head needs scikit-learn: pip install scikit-learn") from error
     return LogisticRegression(C=1 / PENALTY, max_iter=MAX_ITERATIONS)
+
+
+def _predicted(features: numpy.ndarray, targets: numpy.ndarray, others: numpy.ndarray) -> numpy.ndarray:
+    """The targets of `others`, by a head fitted on the rest; where the rest has one target only, that one."""
+    if len(set(targets.tolist())) == 1:
+        return numpy.full(len(others), targets[0])
+    standardise = Standardiser.of(features)
+    return _logistic_regression().fit(standardise(features), targets).predict(standardise(others))
 
 
 def _stretches(

@@ -1,5 +1,6 @@
 """A collection's map: where each sound lies, what it is called, which sounds are nearest to it."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write_page(
     n_clusters: int | None = None,
     embed_audio: bool = False,
 ) -> int:
-    """Write the page; return how many of its sounds are not where the embeddings say. Raises OptionError."""
+    """Write the page; return how many of its sounds it cannot play: not there, or in an archive. Raises OptionError."""
     found = load_points(embeddings, FEWEST)
     standardise = Standardiser.of(found.embeddings)
     standard = standardise(found.embeddings)
@@ -58,7 +59,8 @@ def write_page(
         colourings,
         map_page.excerpt if embed_audio else None,
     )
-    return sum(not is_url(point.path) and not is_there(point.path) for point in found.points)
+    plays = is_there if embed_audio else os.path.isfile
+    return sum(not is_url(point.path) and not plays(point.path) for point in found.points)
 
 
 def _labels(found: Points, labels: str | Path | None) -> list[str]:

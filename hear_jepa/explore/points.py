@@ -40,7 +40,7 @@ class Points:
 
 
 def load_points(path: str | Path, at_least: int = 1) -> Points:
-    """A point a file, or a window of one; timestamps count as one point a file, their mean.
+    """A point a file, an excerpt or a window of one; timestamps count as one point a file or excerpt, their mean.
 
     Raises OptionError for what is no output of `hear-jepa embed`, or holds fewer points.
     """
@@ -62,14 +62,18 @@ def points_of(found: Embeddings) -> Points:
             for start_s, end_s in spans
         ]
         rows = numpy.concatenate([numpy.zeros((0, size), "f4"), *rows])
-    elif kind == "timestamps":
-        half_ms = found.settings["hop_ms"] / 2
-        ends_s = [(float(times[-1]) + half_ms) / 1000 for times in found.timestamps_ms]
-        points = [Point(*entry, 0.0, end_s, whole=True) for entry, end_s in zip(entries, ends_s, strict=True)]
-        rows = [numpy.mean(entry, axis=0, dtype="f8") for entry in rows]
     else:
-        spans = found.spans_s.tolist()
-        points = [Point(*entry, *span, whole=span[0] == 0) for entry, span in zip(entries, spans, strict=True)]
+        spans = found.spans_s
+        if kind == "timestamps":
+            half_ms = found.settings["hop_ms"] / 2
+            starts_s = [excerpt[0] if excerpt else 0.0 for excerpt in found.excerpts]
+            ends_s = [(float(times[-1]) + half_ms) / 1000 for times in found.timestamps_ms]
+            spans = numpy.stack([starts_s, ends_s], axis=1)
+            rows = [numpy.mean(entry, axis=0, dtype="f8") for entry in rows]
+        points = [
+            Point(*entry, *span, whole=excerpt is None)
+            for entry, span, excerpt in zip(entries, spans.tolist(), found.excerpts, strict=True)
+        ]
     return Points(numpy.asarray(rows, "f4").reshape(-1, size), points, found.settings)
 
 

@@ -25,7 +25,12 @@ def project(standard: numpy.ndarray, method: str) -> tuple[numpy.ndarray, tuple[
 
 
 def clusters(standard: numpy.ndarray, n: int) -> list[int]:
-    """k-means: the cluster of each row of [n, size], 0 for the largest. Raises OptionError without scikit-learn."""
+    """k-means: the cluster of each row of [n, size], 0 for the largest.
+
+    Raises OptionError for fewer than one, and without scikit-learn.
+    """
+    if n < 1:
+        raise OptionError(f"there must be at least one cluster, not {n}")
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:

@@ -38,6 +38,10 @@ def search(
     found = load_embeddings(index)
     if not found.paths:
         raise OptionError(f"{index} holds no embeddings to search in")
+    if sum(len(numpy.atleast_2d(rows)) for rows in found.embeddings) == 1:
+        raise OptionError(
+            f"{index} holds one embedding, and cosines need the deviation of several: embed two sounds or more"
+        )
     settings = found.settings
     embedder = load_same_model(model, settings, str(index))
     end_s = float("inf") if end_s is None else end_s

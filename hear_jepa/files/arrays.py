@@ -29,7 +29,7 @@ INDEX, SETTINGS = "index.csv", "settings.json"  # of a folder
 
 
 class Npz:
-    """One array a column; those of the files that failed are `failed_paths` and `failed_reasons`."""
+    """One array a column; those of the files that failed begin with `failed_`."""
 
     @staticmethod
     def write(path: Path, records: list[FileRecord], rows: RowFile, settings: dict[str, Any]) -> None:
@@ -45,7 +45,9 @@ class Npz:
             if name != "error":
                 arrays[name] = _array(values)
         failed = [record for record in records if record.error is not None]
-        arrays["failed_paths"] = numpy.array([record.name for record in failed], dtype=str)
+        arrays["failed_paths"] = numpy.array([record.path for record in failed], dtype=str)
+        excerpts = [record.excerpt or (numpy.nan, numpy.nan) for record in failed]
+        arrays["failed_excerpts"] = numpy.array(excerpts, dtype="f8").reshape(-1, 2)
         arrays["failed_reasons"] = numpy.array([record.error for record in failed], dtype=str)
         renamed = {old: new for new, old in Npz.PUBLIC.items()}
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
@@ -64,7 +66,8 @@ class Npz:
         with numpy.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "embeddings"}
         settings = json.loads(arrays.pop("settings").item())
-        failed = list(zip(arrays.pop("failed_paths").tolist(), arrays.pop("failed_reasons").tolist(), strict=True))
+        paths, reasons = arrays.pop("failed_paths").tolist(), arrays.pop("failed_reasons").tolist()
+        excerpts = arrays.pop("failed_excerpts", numpy.full((len(paths), 2), numpy.nan)).tolist()  # not in older ones
         columns = {str(Npz.PUBLIC.get(name, name)): array for name, array in arrays.items()}
         starts = columns.pop("starts", numpy.arange(len(columns["path"]) + 1))
         for name in TIMES[settings["kind"]]:
@@ -73,7 +76,9 @@ class Npz:
             raise ValueError("it holds other arrays")
         lists = {name: _values(array) for name, array in columns.items()} | {"error": [None] * (len(starts) - 1)}
         records = records_of(lists, numpy.diff(starts).tolist())
-        records += [FileRecord(name, reason, 0.0) for name, reason in failed]
+        for failed, reason, (start_s, end_s) in zip(paths, reasons, excerpts, strict=True):
+            excerpt = None if numpy.isnan(start_s) else (start_s, end_s)
+            records.append(FileRecord(failed, reason, 0.0, excerpt=excerpt))
         return Stored(settings, records, lambda: Npz._chunks(path))
 
     @staticmethod
@@ -145,8 +150,7 @@ class NpyFolder:
         ]:
             if name in columns:
                 columns[name] = [None if value is None else kind(value) for value in columns[name]]
-        arrays = [None if name is None else numpy.load(path / name, mmap_mode="r") for name in files]
-        counts = [0 if array is None else len(numpy.atleast_2d(array)) for array in arrays]
+        counts = [0 if name is None else NpyFolder._n_rows(path / name) for name in files]
         good = [name for name in files if name is not None]
 
         def chunks() -> Iterator[numpy.ndarray]:
@@ -154,6 +158,10 @@ class NpyFolder:
                 yield numpy.atleast_2d(numpy.load(path / name, allow_pickle=False))
 
         return Stored(settings, records_of(columns, counts), chunks)
+
+    @staticmethod
+    def _n_rows(path: Path) -> int:
+        return len(numpy.atleast_2d(numpy.load(path, mmap_mode="r")))  # closed at once: there may be many
 
     @staticmethod
     def holds_nothing_else(path: Path, stored: Stored) -> bool:

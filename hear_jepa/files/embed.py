@@ -47,7 +47,8 @@ class Embedded:
     """A file and its embeddings, one array a channel; none, but a reason, for a file that could not be embedded.
 
     `embeddings`: float32 [size] of a scene; [n, size] of timestamps, whose centres, in ms, are `timestamps_ms` [n], and
-    of windows, whose seconds from, to are `spans_s` [n, 2].
+    of windows, whose seconds from, to are `spans_s` [n, 2]. `excerpt`: the seconds from, to that were asked for, None
+    for the whole file.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Embedded:
     error: str | None = None
     warning: str = ""
     spans_s: Any = None
+    excerpt: tuple[float, float] | None = None
 
 
 def embed_files(
@@ -72,11 +74,12 @@ def embed_files(
             continue
         channels, path = pieces.pop(event.sound, {}), Path(event.sound.path)
         if event.error is not None:
-            yield Embedded(path, error=event.error)
+            yield Embedded(path, error=event.error, excerpt=event.sound.excerpt)
             continue
         joined = [numpy.concatenate(channels[channel]) for channel in range(event.n_channels)]
-        file = Embedded(path, joined, duration_s=event.duration_s, warning=event.warning)
-        start_s, count = event.sound.excerpt[0] if event.sound.excerpt else 0.0, len(joined[0])
+        excerpt = event.sound.excerpt
+        file = Embedded(path, joined, duration_s=event.duration_s, warning=event.warning, excerpt=excerpt)
+        start_s, count = excerpt[0] if excerpt else 0.0, len(joined[0])
         if kind == "scene":
             file.embeddings = [rows[0] for rows in joined]
         elif kind == "timestamps":

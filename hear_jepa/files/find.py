@@ -12,7 +12,7 @@ from typing import Any
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.folders import HEADERLESS, walk_audio
-from hear_jepa.files.records import RESERVED_COLUMNS
+from hear_jepa.files.records import RESERVED_COLUMNS, as_text
 from hear_jepa.files.sounds import Sound, is_archive, is_url, members, remote_sounds, sound_at
 from hear_jepa.files.tables import pyarrow_or_advice
 
@@ -80,7 +80,7 @@ def find_sources(paths: Iterable[str | Path], headerless: bool = False) -> Found
 
 def _expand(name: str, found: Found, headerless: bool, listed: bool = False) -> Iterator[Sound]:
     """The sounds that a file, a folder or a pattern stands for."""
-    roots = list(_named(name))
+    roots = list(_named(name)) or [Path(name)]
     if not listed and not any(os.path.lexists(root) for root in roots):
         raise OptionError(f"there is no file or folder {name}, and no file that it matches: check the path")
     found.roots += roots
@@ -108,6 +108,8 @@ def read_table(path: str | Path) -> list[Sound]:
     """
     sounds = []
     for number, row in enumerate(_rows(path), 1):
+        if not isinstance(row, dict):
+            raise OptionError(f"{path}, row {number}: {str(row)[:40]!r} is no object; give one a line, with a path")
         values = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
         if "path" not in values:
             raise OptionError(f"{path}, row {number}: it has no path; a table needs the column path")
@@ -120,7 +122,7 @@ def read_table(path: str | Path) -> list[Sound]:
             replace(
                 sound_at(source),
                 excerpt=None if start is end is None else _excerpt(start, end, f"{path}, row {number}"),
-                columns=tuple((name, str(value)) for name, value in values.items()),
+                columns=tuple((as_text(name), as_text(str(value))) for name, value in values.items()),
                 name=source,
             )
         )

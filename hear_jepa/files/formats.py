@@ -26,7 +26,8 @@ class Embeddings:
     embeddings: [n, size] of scenes; of timestamps and windows a list of [n_rows, size];
     timestamps_ms: the centres [n_rows] of each entry, None but for timestamps;
     spans_s: seconds from, to [n, 2] of scenes, a list of [n_rows, 2] of windows, None for timestamps;
-    failed: the reason of every file that could not be embedded; columns: those that a table of inputs added.
+    failed: the reason of every file that could not be embedded; columns: those that a table of inputs added;
+    excerpts: seconds from, to of each entry, None for a whole file.
     """
 
     paths: list[str]
@@ -37,6 +38,7 @@ class Embeddings:
     failed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, list[str]] = field(default_factory=dict)
+    excerpts: list[tuple[float, float] | None] = field(default_factory=list)
 
 
 def format_of(path: str | Path) -> str:
@@ -109,6 +111,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
         failed={record.name: record.error for record in records if record.error is not None},
         settings=settings,
         columns={name: [record.columns.get(name, "") for record, *_ in good] for name in names},
+        excerpts=[record.excerpt for record, *_ in good],
     )
     if kind == "timestamps":
         found.timestamps_ms = [entry[:, 0] for entry in times]

@@ -7,9 +7,12 @@ from typing import BinaryIO
 
 UNKNOWN_SIZE = 0x7FFFF000  # and above: what recorders write that do not know the length yet
 
+# Of WAV: PCM, float, A-law, µ-law, extensible. The bytes a second of others, such as ADPCM, are rounded.
+SAMPLE_CODECS = (1, 3, 6, 7, 0xFFFE)
+
 
 def declared_duration_s(path: Path) -> float | None:
-    """Seconds of sound that the header of a WAV or AIFF file declares; None for other files and unknown lengths."""
+    """Seconds of sound that the header of a WAV or AIFF file declares; None for others, ADPCM, and unknown lengths."""
     with open(path, "rb") as file:
         kind, _, form = struct.unpack("4s4s4s", file.read(12).ljust(12, b"\0"))
         if kind in (b"RIFF", b"RF64") and form == b"WAVE":
@@ -25,7 +28,9 @@ def _wav_duration_s(file: BinaryIO) -> float | None:
         if name == b"ds64":
             long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         elif name == b"fmt ":
-            bytes_per_s = struct.unpack("<8xI", file.read(12).ljust(12, b"\0"))[0]
+            codec, bytes_per_s = struct.unpack("<H6xI", file.read(12).ljust(12, b"\0"))
+            if codec not in SAMPLE_CODECS:
+                return None
         elif name == b"data":
             if size >= UNKNOWN_SIZE:  # a recorder that wrote to a pipe, or the true size of a long file in its ds64
                 size = long_size

@@ -108,9 +108,10 @@ class JepaActor:
     column: of paths or URLs, or of waveforms [samples] or [channels, samples], whose rates are in `rate_column`;
     kind: "scene", "timestamps", or, of files, "windows"; device: "auto" takes the GPU that `num_gpus=1` of
         `map_batches` gives;
-    serving: options of `load_model`; files: options of `Embedder.embed_files`.
+    serving: options of `load_model`; files: options of `Embedder.embed_files`, but for separate channels.
     Returns a row an embedding: the columns of its sound, without the waveform, `embedding` [size], `timestamp_ms` or
     `start_s` and `end_s`, and `error`, which is "" but for a sound that failed: that has one row, of NaN.
+    Raises OptionError.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class JepaActor:
         files: dict[str, Any] | None = None,
     ):
         self._column, self._rate_column, self._kind, self._files = column, rate_column, kind, files or {}
+        if self._files.get("channels") == "separate":
+            raise OptionError("JepaActor mixes channels: leave channels='separate' out, or use `hear-jepa embed`")
         self._model = load_model(model, **(serving or {})).to(choose_device(device))
 
     def __call__(self, batch: dict[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
@@ -133,11 +136,12 @@ class JepaActor:
         else:
             del kept[self._column]
             found = [self._of_waveform(*clip) for clip in zip(values, batch[self._rate_column], strict=True)]
-        counts = [len(embeddings) for embeddings, *_ in found]
+        blank, no_times, _ = self._failed("")  # of an empty batch, what has no rows
+        counts = numpy.array([len(embeddings) for embeddings, *_ in found], int)
         rows = {name: numpy.repeat(column, counts, axis=0) for name, column in kept.items()}
-        rows["embedding"] = numpy.concatenate([embeddings for embeddings, *_ in found])
-        for name, column in zip(TIMES[self._kind], numpy.concatenate([times for _, times, _ in found]).T, strict=True):
-            rows[name] = column
+        rows["embedding"] = numpy.concatenate([blank[:0], *(embeddings for embeddings, *_ in found)])
+        times = numpy.concatenate([no_times[:0], *(times for _, times, _ in found)])
+        rows |= dict(zip(TIMES[self._kind], times.T, strict=True))
         rows["error"] = numpy.repeat(numpy.array([error for *_, error in found], dtype=str), counts)
         return rows
 
@@ -150,7 +154,10 @@ class JepaActor:
 
     def _of_waveform(self, waveform: Any, rate: float) -> _Rows:
         try:
-            audio = torch.as_tensor(numpy.array(waveform, dtype="f4"))
+            samples = numpy.array(waveform)
+            if samples.dtype == object:  # an array of each channel's
+                samples = numpy.stack(list(samples))
+            audio = torch.as_tensor(samples)
             embedded = embed_waveform(self._model, audio, int(rate), self._kind)
         except AudioError as error:
             return self._failed(str(error))

@@ -21,7 +21,7 @@ EXCERPT = ("excerpt_start_s", "excerpt_end_s")
 RESERVED_COLUMNS = {  # that a table of inputs may not bring
     *("path", "channel", "duration_s", *EXCERPT, "warning", "error", "file_size", "file_mtime_ns", "embedding"),
     *("timestamp_ms", "start_s", "end_s", "file", "paths", "channels", "durations_s", "timestamps_ms", "embeddings"),
-    *("settings", "starts", "failed_paths", "failed_reasons"),
+    *("settings", "starts", "failed_paths", "failed_excerpts", "failed_reasons"),
 }
 
 
@@ -104,7 +104,7 @@ def times_of(record: FileRecord, count: int, settings: dict[str, Any]) -> numpy.
 
 
 def as_text(path: str | Path) -> str:
-    """A path as text that any encoder takes, also where the file system's bytes are not UTF-8."""
+    """A path, or what was read beside it, as text that any encoder takes, also where its bytes are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -39,7 +39,8 @@ class EmbeddingStore:
     """Where pieces and file ends go; a context manager that holds the output's lock.
 
     out: the output; inputs: what the command line names, in its words;
-    append: add to the output that is there; overwrite: replace it, and drop what an interrupted run left.
+    append: add to the output that is there; overwrite: replace it, and drop what an interrupted run of another command
+        line left.
     Raises OptionError, before anything is touched, where the output is no output of ours, or is there unbidden, or is
     being written by another process. `start` is to be called before anything is added.
     """
@@ -81,7 +82,7 @@ class EmbeddingStore:
         """
         self.settings = json.loads(json.dumps(settings))
         remove_abandoned(self.out.parent)
-        if self._overwrite:
+        if self._overwrite and not self._began_parts():
             self._remove_parts()
         if self.parts.exists():
             adds = self._check_command_line()
@@ -121,7 +122,7 @@ class EmbeddingStore:
         """Make a file's embeddings, or its error, permanent."""
         channels = self._open.pop(event.sound, {})
         places: list[tuple[int, int]] = []
-        error = event.error
+        error = None if event.error is None else as_text(event.error)
         if event.sound in self._overflown:
             self._overflown.remove(event.sound)
             error = error or f"its embeddings are too large for {self._rows.dtype}"
@@ -187,7 +188,14 @@ class EmbeddingStore:
             )
 
     def _command_line(self) -> dict[str, Any]:
-        return {"settings": self.settings, "inputs": self._inputs, "append": self._append}
+        options = {"append": self._append, "overwrite": self._overwrite}
+        return {"settings": self.settings, "inputs": self._inputs, **options}
+
+    def _began_parts(self) -> bool:
+        """Whether the very same command line began the parts."""
+        with suppress(OSError, ValueError):
+            return read_json(self.parts / SETTINGS) == self._command_line()
+        return False
 
     def _new_parts(self) -> None:
         """Make the folder, whole or not at all; where an output is added to, with all that it holds."""
