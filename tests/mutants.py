@@ -66,6 +66,7 @@ FAULTS = [
     Fault("train/finish.py", "ServedConfig(name, serve.layers, serve.hop_ms, serve.pooling)", "ServedConfig(name)", f"{HAND} -k served"),
     Fault("train/finish.py", "run.jepa.encoders[name]", "run.jepa.context_encoder", f"{HAND} -k served"),
     Fault("train/finish.py", "run.jepa.load_state_dict(state[\"jepa\"])", "pass", f"{RUN} -k best"),
+    Fault("train/finish.py", "told, serve.columns)", "told)", f"{HAND} -k windows"),
     Fault("train/finish.py", "name = run.probe.better(scores)", "name = 'context'", f"{RUN} -k best"),
     Fault("train/online_probe.py", "max(scores, key", "min(scores, key", f"{RUN} -k best"),
     Fault("train/online_probe.py", "if wanted == \"auto\" else wanted", "", f"{RUN} -k best"),

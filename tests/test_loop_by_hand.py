@@ -243,6 +243,17 @@ def test_what_is_to_be_served_is_in_the_checkpoint(config):
         torch.testing.assert_close(tensor, saved[f"target_encoder.{name}"], atol=1e-3, rtol=1e-3)
 
 
+def test_longer_windows_are_the_same_encoder(config):
+    encoder = replace(config.encoder, positions="rotary-time")
+    config = replace(config, encoder=encoder, serve=ServeConfig(columns=9), optim=replace(config.optim, steps=1))
+    checkpoint = load_checkpoint(loop.train(config))
+    assert checkpoint.grid.columns == 9
+    patches = torch.randn(1, 30, 256)  # of a crop
+    longer, own = (checkpoint.in_windows_of(columns).build()(patches) for columns in (9, 6))
+    torch.testing.assert_close(longer, own)
+    torch.testing.assert_close(checkpoint.build()(patches), own, atol=1e-3, rtol=1e-2)  # its positions are of 16 bits
+
+
 def test_a_constant_rate_is_cut_by_a_decay_when_a_checkpoint_is_wanted(config, tmp_path):
     optim = replace(config.optim, steps=6, schedule="constant", decay_share=0.5, warmup_steps=1)
     config = replace(config, optim=optim, ema=EmaConfig(0.9, 0.99, ramp_steps=50))

@@ -1,8 +1,8 @@
-"""Every option of a pretraining run, typed and documented, and the presets `tiny`, `small` and `paper`."""
+"""Every option of a pretraining run, typed and documented, and the presets `tiny`, `wide`, `small` and `paper`."""
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,6 +194,9 @@ class ServeConfig:
     hop_ms: int = 160
     """Distance of the columns that a scene is made of (the paper: 160, a column); finer ones cost as many times the
     work."""
+    columns: int = within(0, 0)
+    """Columns of a window that is served; 0: those of a crop. In longer windows fewer columns lie at an edge, where an
+    embedding tells its place. Of rotary positions only."""
 
 
 @dataclass(frozen=True)
@@ -222,23 +225,33 @@ class TrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
+_TINY = TrainConfig(
+    out=Path("runs/tiny"),
+    serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
+    front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
+    encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
+    predictor=PredictorConfig(width=128, depth=3, heads=4),
+    mask=MaskConfig(context_share=0.3),
+    target=TargetConfig("latent", top_layers=4, centre=True),
+    loss=LossConfig("info-nce", regularisers=(("reconstruction", 1.0), ("clip", 1.0))),
+    optim=OptimConfig(
+        steps=20_000, batch_size=64, base_lr=2.8e-3, warmup_steps=500, schedule="constant", decay_share=0.2
+    ),
+    ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
+    compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares
+)
+
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    "tiny": (
-        "A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.",
-        TrainConfig(
-            out=Path("runs/tiny"),
-            serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
-            front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
-            encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
-            predictor=PredictorConfig(width=128, depth=3, heads=4),
-            mask=MaskConfig(context_share=0.3),
-            target=TargetConfig("latent", top_layers=4, centre=True),
-            loss=LossConfig("info-nce", regularisers=(("reconstruction", 1.0), ("clip", 1.0))),
-            optim=OptimConfig(
-                steps=20_000, batch_size=64, base_lr=2.8e-3, warmup_steps=500, schedule="constant", decay_share=0.2
-            ),
-            ema=EmaConfig(0.998, 0.9999, ramp_steps=10_000),
-            compute=ComputeConfig(precision="auto", cpu_ranks=2),  # or two threads: benchmarks/ranks.py compares
+    "tiny": ("A shallow tiny encoder for two CPU cores and a few hours: the shipped checkpoint's.", _TINY),
+    "wide": (
+        "Twice as wide as tiny, and taught by the shipped tiny: the shipped checkpoint wide's.",
+        replace(
+            _TINY,
+            out=Path("runs/wide"),
+            serve=replace(_TINY.serve, layers=(6,), columns=39),
+            encoder=replace(_TINY.encoder, width=384, heads=6),
+            target=replace(_TINY.target, frozen_from=Path("tiny")),
+            optim=replace(_TINY.optim, base_lr=2e-3),
         ),
     ),
     "small": (
@@ -291,6 +304,8 @@ def check(config: TrainConfig) -> None:
         raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 0 to {config.encoder.depth}")
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
     grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
+    if config.serve.columns and config.encoder.positions != "rotary-time":
+        raise OptionError("--serve.columns needs --encoder.positions rotary-time: others fit the windows of training")
     if config.loss.kind == "info-nce" and config.mask.masks_per_crop > 1:
         raise OptionError(
             "--loss.kind info-nce tells targets apart, and --mask.masks-per-crop gives the same one several times: "

@@ -34,7 +34,8 @@ def finish(run: "Run", metrics: "MetricsLog") -> Path:
     name = run.probe.better(scores) if scores else serve.encoder.replace("auto", "context")
     served = ServedConfig(name, serve.layers, serve.hop_ms, serve.pooling)
     path = run.config.out / ENCODER_FILE
-    checkpoint = snapshot(run.jepa.encoders[name], run.front_end, served, provenance(run, step, scores))
+    told = provenance(run, step, scores)
+    checkpoint = snapshot(run.jepa.encoders[name], run.front_end, served, told, serve.columns)
     save_checkpoint(path, checkpoint, torch.float16)
     if run.config.monitor.pictures:
         draw_report(run.config.out)

@@ -38,7 +38,7 @@ class OnlineProbe:
             # columns a patch apart, whatever the distance served: a fraction of the work
             column_ms = grid_of(self.front_end, encoder.config).column_ms
             served = ServedConfig(name, self.serve.layers, column_ms, self.serve.pooling)
-            checkpoint = snapshot(encoder, self.front_end, served, {})
+            checkpoint = snapshot(encoder, self.front_end, served, {}, self.serve.columns)
             try:
                 scores[name] = probe(checkpoint, self.tasks, self.max_clips, self.device)
             except Exception:  # hours of training are worth more than one look
@@ -68,13 +68,17 @@ class OnlineProbe:
     def _what(self) -> list:
         """What a score depends on besides the weights."""
         tasks = [str(task) for task in self.tasks]
-        return [tasks, self.max_clips, self.serve.encoder, list(self.serve.layers), self.serve.pooling]
+        serve = self.serve
+        return [tasks, self.max_clips, serve.encoder, list(serve.layers), serve.pooling, serve.columns]
 
 
-def snapshot(encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, provenance: dict) -> Checkpoint:
-    """The encoder as it is now, as a serving checkpoint."""
+def snapshot(
+    encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, provenance: dict, columns: int = 0
+) -> Checkpoint:
+    """The encoder as it is now, as a serving checkpoint; `columns` of a window, by default those of a crop."""
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
-    return Checkpoint(encoder.config, weights, front_end, served, provenance)
+    checkpoint = Checkpoint(encoder.config, weights, front_end, served, provenance)
+    return checkpoint.in_windows_of(columns) if columns else checkpoint
 
 
 def check_probe_tasks(tasks: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from hear_jepa.errors import CheckpointError, OptionError
 from hear_jepa.model.front_end import FrontEndConfig
 from hear_jepa.model.grid import Grid
 from hear_jepa.model.pooling import POOLINGS, Whitening
-from hear_jepa.model.vit import ViT, ViTConfig
+from hear_jepa.model.vit import POSITIONS, ViT, ViTConfig
 from hear_jepa.options import changed, check_fields, one_of
 
 FORMAT = "hear_jepa"
@@ -78,6 +78,12 @@ class Checkpoint:
     def grid(self) -> Grid:
         """How sound is cut. Raises `OptionError` where front end and encoder contradict each other."""
         return grid_of(self.front_end, self.encoder)
+
+    def in_windows_of(self, columns: int) -> "Checkpoint":
+        """The same, served in windows of so many columns. Rotary positions along time fit windows of any length."""
+        encoder = replace(self.encoder, n_time_patches=columns)
+        positions = POSITIONS[encoder.positions](encoder.n_freq_patches, columns, encoder.width)
+        return replace(self, encoder=encoder, weights=self.weights | {"pos_embed": positions})
 
     def build(self) -> ViT:
         """The encoder with these weights (shared, not copied), in evaluation mode."""
