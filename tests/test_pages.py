@@ -217,7 +217,7 @@ def test_what_is_gone_is_said(browser, folder, tmp_path, monkeypatch, capsys):
     (folder / "sounds").rename(folder / "elsewhere")
     try:
         assert main(["map", str(folder / "e.npz"), "--html", str(tmp_path / "map.html")]) == 0
-        assert "24 sounds are not where" in capsys.readouterr().err
+        assert "24 sounds are in archives, or not where" in capsys.readouterr().err
         browser.get((tmp_path / "map.html").as_uri())
         click(browser, "hum0.wav")
         assert hears(browser).startswith("silence")
