@@ -228,6 +228,10 @@ def test_a_shipped_model_can_be_named(config):
     taught = replace(wider, target=replace(preset.target, frozen_from=Path("tiny")))
     for encoder in (loop.Run(named).jepa.context_encoder, loop.Run(taught).jepa.target_encoder):
         assert all(tensor.equal(tiny.weights[name]) for name, tensor in encoder.state_dict().items())
+    by_wide = replace(preset, target=replace(preset.target, frozen_from=Path("wide")))  # served in longer windows
+    teacher = loop.Run(by_wide).jepa.target_encoder
+    assert (teacher.config.width, teacher.config.n_time_patches) == (384, 13)
+    assert teacher.pos_embed.shape == (65, 384)
     with pytest.raises(OptionError, match="no model 'tinny'.*tiny"):
         loop.Run(replace(named, init_from=Path("tinny")))
 
