@@ -42,6 +42,12 @@ def check_name(name: str, names: Collection[str], option: str) -> str:
     return name
 
 
+def check_least(value: float, least: float, option: str) -> None:
+    """Raise OptionError for a number that is less."""
+    if value < least:
+        raise OptionError(f"{option} is {value}: it must be at least {least:g}")
+
+
 def check_fields(options: Any, prefix: str = "") -> None:
     """Raise OptionError for a field of a dataclass, or of one inside it, that is not `within` its range or `one_of` its
     names. prefix: "--" names fields as the command line does."""

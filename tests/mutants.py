@@ -69,7 +69,7 @@ FAULTS = [
     Fault("train/finish.py", "told, serve.columns)", "told)", f"{HAND} -k windows"),
     Fault("train/finish.py", "name = run.probe.better(scores)", "name = 'context'", f"{RUN} -k best"),
     Fault("train/online_probe.py", "max(scores, key", "min(scores, key", f"{RUN} -k best"),
-    Fault("train/online_probe.py", "if wanted == \"auto\" else wanted", "", f"{RUN} -k best"),
+    Fault("train/online_probe.py", "if self.serve.encoder != \"auto\":", "if False:", f"{RUN} -k best"),
     Fault("train/online_probe.py", "if state[\"of\"] == self._what():", "if True:", f"{RUN} -k best"),
     Fault("train/online_probe.py", "self.serve.layers, column_ms,", "self.serve.layers, 160,", f"{RUN} -k columns"),
     Fault("train/online_probe.py", "if best > self.best_mean:", "if True:", f"{RUN} -k best"),

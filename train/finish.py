@@ -31,7 +31,7 @@ def finish(run: "Run", metrics: "MetricsLog") -> Path:
     scores = run.probe(run.jepa, run.step, metrics, run.state)
     step, scores = choose_state(run, scores)
     serve = run.config.serve
-    name = run.probe.better(scores) if scores else serve.encoder.replace("auto", "context")
+    name = run.probe.better(scores)
     served = ServedConfig(name, serve.layers, serve.hop_ms, serve.pooling)
     path = run.config.out / ENCODER_FILE
     told = provenance(run, step, scores)

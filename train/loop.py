@@ -208,8 +208,7 @@ class Run:
         """The checkpoints to start from and to take targets from, where there are any."""
         initial, frozen = self.config.init_from, self.config.target.frozen_from
         encoder = self.config.encoder.vit(self.config.front_end.n_mels)
-        initial, frozen = (named_checkpoint(name) if name else None for name in (initial, frozen))
-        initial, frozen = (_in_windows_of(encoder.n_time_patches, known) for known in (initial, frozen))
+        initial, frozen = (_known(name, encoder.n_time_patches) for name in (initial, frozen))
         if initial and frozen and initial.front_end != frozen.front_end:
             raise OptionError(
                 f"{self.config.init_from} hears by {initial.front_end}, {self.config.target.frozen_from} by "
@@ -248,8 +247,9 @@ class Run:
             return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
-def _in_windows_of(columns: int, known: Checkpoint | None) -> Checkpoint | None:
-    """A checkpoint in windows of this run, where its positions fit any and it is served in others."""
+def _known(name: Path | None, columns: int) -> Checkpoint | None:
+    """The checkpoint of that name, if there is one; in windows of so many columns where its positions fit any."""
+    known = named_checkpoint(name) if name else None
     if known is None or known.encoder.positions != "rotary-time" or known.encoder.n_time_patches == columns:
         return known
     return known.in_windows_of(columns)

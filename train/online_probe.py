@@ -53,9 +53,10 @@ class OnlineProbe:
         return scores
 
     def better(self, scores: Scores) -> str:
-        """The encoder that these scores would have served."""
-        wanted = self.serve.encoder
-        return max(scores, key=lambda name: scores[name]["mean"]) if wanted == "auto" else wanted
+        """The encoder that these scores would have served; without any, the context encoder or the one asked for."""
+        if self.serve.encoder != "auto":
+            return self.serve.encoder
+        return max(scores, key=lambda name: scores[name]["mean"], default="context")
 
     def state_dict(self) -> dict:
         return {"best_mean": self.best_mean, "best_scores": self.best_scores, "of": self._what()}

@@ -19,6 +19,7 @@ from hear_jepa.explore.similarity import Standardiser
 from hear_jepa.files.embed import embed_files
 from hear_jepa.files.find import find_sources
 from hear_jepa.files.formats import load_embeddings
+from hear_jepa.files.records import start_of
 
 FOLDS = 5
 PENALTY = 100.0  # of 1 … 10,000, the best or near it on three tasks of 60 to 263 clips
@@ -83,7 +84,7 @@ def apply(head: Head, sounds: list[str | Path], model: str = "") -> Iterator[Sco
                 spans = zip(sound.spans_s.tolist(), probabilities, strict=True)
                 yield from (Scored(Point(path, channel, *span), scores) for span, scores in spans)
             else:
-                start_s = sound.excerpt[0] if sound.excerpt else 0.0
+                start_s = start_of(sound.excerpt)
                 span = start_s, start_s + sound.duration_s
                 yield Scored(Point(path, channel, *span, whole=sound.excerpt is None), probabilities[0])
 

@@ -8,6 +8,7 @@ import numpy
 
 from hear_jepa.errors import OptionError
 from hear_jepa.files.formats import Embeddings, load_embeddings
+from hear_jepa.files.records import start_of
 
 COLUMNS = ("path", "channel", "start_s", "end_s")  # columns of a table of points
 
@@ -66,7 +67,7 @@ def points_of(found: Embeddings) -> Points:
         spans = found.spans_s
         if kind == "timestamps":
             half_ms = found.settings["hop_ms"] / 2
-            starts_s = [excerpt[0] if excerpt else 0.0 for excerpt in found.excerpts]
+            starts_s = [start_of(excerpt) for excerpt in found.excerpts]
             ends_s = [(float(times[-1]) + half_ms) / 1000 for times in found.timestamps_ms]
             spans = numpy.stack([starts_s, ends_s], axis=1)
             rows = [numpy.mean(entry, axis=0, dtype="f8") for entry in rows]

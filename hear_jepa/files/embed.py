@@ -20,6 +20,7 @@ from hear_jepa.checks import check_waveform
 from hear_jepa.errors import AudioError, OptionError
 from hear_jepa.files.collect import Collector, collector_of, spans_s
 from hear_jepa.files.decode import FileEnd, Reading, Windows, decoded
+from hear_jepa.files.records import start_of
 from hear_jepa.files.resample import resample
 from hear_jepa.files.sounds import Sound
 from hear_jepa.model.embedder import Embedder, WindowBatcher
@@ -79,7 +80,7 @@ def embed_files(
         joined = [numpy.concatenate(channels[channel]) for channel in range(event.n_channels)]
         excerpt = event.sound.excerpt
         file = Embedded(path, joined, duration_s=event.duration_s, warning=event.warning, excerpt=excerpt)
-        start_s, count = excerpt[0] if excerpt else 0.0, len(joined[0])
+        start_s, count = start_of(excerpt), len(joined[0])
         if kind == "scene":
             file.embeddings = [rows[0] for rows in joined]
         elif kind == "timestamps":

@@ -91,9 +91,14 @@ def merged(places: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
     yield start, stop - start
 
 
+def start_of(excerpt: tuple[float, float] | None) -> float:
+    """Seconds at which an excerpt of a recording starts; None is the whole recording."""
+    return excerpt[0] if excerpt else 0.0
+
+
 def times_of(record: FileRecord, count: int, settings: dict[str, Any]) -> numpy.ndarray:
     """Of `count` rows of a file: centres in ms [count, 1] of timestamps, else seconds from, to [count, 2]."""
-    start_s = record.excerpt[0] if record.excerpt else 0.0
+    start_s = start_of(record.excerpt)
     if settings["kind"] == "timestamps":
         grid = Grid(**settings.get("grid", {}))
         n_samples = round(record.duration_s * grid.sample_rate)

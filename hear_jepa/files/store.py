@@ -82,7 +82,7 @@ class EmbeddingStore:
         """
         self.settings = json.loads(json.dumps(settings))
         remove_abandoned(self.out.parent)
-        if self._overwrite and not self._began_parts():
+        if self._overwrite and self._command_line_of_parts() != self._command_line():
             self._remove_parts()
         if self.parts.exists():
             adds = self._check_command_line()
@@ -191,11 +191,11 @@ class EmbeddingStore:
         options = {"append": self._append, "overwrite": self._overwrite}
         return {"settings": self.settings, "inputs": self._inputs, **options}
 
-    def _began_parts(self) -> bool:
-        """Whether the very same command line began the parts."""
+    def _command_line_of_parts(self) -> dict[str, Any]:
+        """Of the one that began the parts; empty where it cannot be read."""
         with suppress(OSError, ValueError):
-            return read_json(self.parts / SETTINGS) == self._command_line()
-        return False
+            return read_json(self.parts / SETTINGS)
+        return {}
 
     def _new_parts(self) -> None:
         """Make the folder, whole or not at all; where an output is added to, with all that it holds."""
@@ -217,9 +217,7 @@ class EmbeddingStore:
 
         Returns whether the parts are to be added to the output.
         """
-        found = {}
-        with suppress(OSError, ValueError):
-            found = read_json(self.parts / SETTINGS)
+        found = self._command_line_of_parts()
         if not {"settings", "inputs", "append"} <= set(found):
             raise OptionError(f"{self.parts} is of an older version or damaged: --overwrite drops it")
         self._check_settings(found["settings"], self.parts)

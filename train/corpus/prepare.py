@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 
 from hear_jepa.disk import locked
-from hear_jepa.errors import CorpusError, OptionError
+from hear_jepa.errors import CorpusError
 from hear_jepa.files.audio import NEEDS_FFMPEG
 from hear_jepa.files.folders import find_audio
 from hear_jepa.files.resample import SAMPLE_RATE
+from hear_jepa.options import check_least
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.corpus.clips import Skipped
 from hear_jepa.train.corpus.domains import SKIP, FolderNames, Mapping
@@ -66,9 +67,8 @@ def prepare(
     Raises CorpusError for a folder that is missing or holds no audio, and for an `out` that holds other shards;
     OptionError for numbers less than 1.
     """
-    for name, value in (("rate", rate), ("workers", workers or 1)):
-        if value < 1:
-            raise OptionError(f"--{name} is {value}: it must be at least 1")
+    check_least(rate, 1, "--rate")
+    check_least(workers or 1, 1, "--workers")
     out, workers = Path(out), workers or os.cpu_count() or 1
     excluded_files = [path for folder in exclude for path in _audio_below(folder)]
     settings = [RECIPE, rate, sorted((path.name, path.stat().st_size) for path in excluded_files)]

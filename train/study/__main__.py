@@ -24,7 +24,7 @@ from hear_jepa.device import choose_device
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.evaluation.tasks import Task
 from hear_jepa.files.shards import array_expression
-from hear_jepa.options import choose
+from hear_jepa.options import check_least, choose
 from hear_jepa.progress import progress_bar
 from hear_jepa.train.config import TrainConfig, to_json
 from hear_jepa.train.ranks import is_main_rank
@@ -102,10 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> tuple[Study, dict[str, TrainConfig], list[Task]]:
     """The study, the options of its rows and the tasks. Everything that can be refused is refused here."""
-    for name, least in (("seeds", 1), ("crops", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise OptionError(f"--{name} is {value}: it must be at least {least}")
+    check_least(arguments.seeds, 1, "--seeds")
+    if arguments.crops is not None:
+        check_least(arguments.crops, 1, "--crops")
     known = find_rows(arguments.rows_dir)
     rows = {name: choose(known, name, "--rows") for name in arguments.rows or known}
     scale = find_scale(arguments.scale)
