@@ -78,7 +78,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove_lock_last(folder)
         lock.release()
 
 
@@ -135,7 +136,17 @@ def _remove_if_abandoned(folder: Path) -> None:
             folder.rmdir()
         return
     with suppress(LockError), locked(folder / LOCK):
-        shutil.rmtree(folder)
+        _remove_lock_last(folder)
+
+
+def _remove_lock_last(folder: Path) -> None:
+    """After a kill in the middle of it the lock still says that the folder is a writer's, and of one that is dead."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LOCK:
+            entry.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

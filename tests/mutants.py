@@ -46,6 +46,8 @@ FAULTS = [
     Fault("hear_jepa/model/front_end.py", 'config.spectrum == "magnitude" else 2)', 'config.spectrum == "magnitude" else 1)', "test_frontend.py -k two_windows"),
     Fault("hear_jepa/model/front_end.py", "some * self.window", "some", "test_frontend.py -k nnaudio"),
     Fault("hear_jepa/model/front_end.py", "for clip in frames for part in clip.split(FRAMES_AT_ONCE)", "for clip in frames for part in clip[:FRAMES_AT_ONCE].split(FRAMES_AT_ONCE)", "test_frontend.py -k nnaudio"),
+    # files
+    Fault("hear_jepa/disk.py", "        elif entry.name != LOCK:", "        else:", "test_disk.py -k removes_its_folder"),
     # the loop
     Fault("train/loop.py", "config.optim.lr(self.step)", "config.optim.peak_lr", f"{HAND} -k schedules"),
     Fault("train/loop.py", "config.ema.momentum(self.step, config.optim.steps)", "config.ema.start", f"{HAND} -k schedules"),

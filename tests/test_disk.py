@@ -6,12 +6,15 @@
 * A lock is held by one; it is free when its holder was killed; its file does not stay.
 """
 
+import itertools
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from hear_jepa.disk import atomic_path, locked, read_json, remove_abandoned, write_json
+from hear_jepa.disk import atomic_path, locked, read_json, remove_abandoned, temporary_folder, write_json
 from hear_jepa.errors import LockError
 
 PRELUDE = "import sys, time; from hear_jepa.disk import atomic_path, locked\n"
@@ -79,6 +82,32 @@ def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
     kill(living)
     remove_abandoned(tmp_path)
     assert names(tmp_path) == ["other", "state.pt"]
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_writer_that_is_killed_while_it_removes_its_folder_leaves_what_the_next_one_removes(
+    tmp_path, monkeypatch, moment
+):
+    calls = itertools.count()
+
+    def before_the_kill(function):
+        def remove(*arguments, **options):
+            if next(calls) >= moment:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return remove
+
+    with monkeypatch.context() as killed:
+        with suppress(KeyboardInterrupt), temporary_folder(tmp_path / "out") as folder:
+            for name in ("a", "lock.d", "z"):
+                (folder / name).mkdir()
+                (folder / name / "file").touch()
+            for remove in ("unlink", "rmdir"):
+                killed.setattr(os, remove, before_the_kill(getattr(os, remove)))
+        assert folder.exists()
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_folders_of_others_are_left_alone(tmp_path):
