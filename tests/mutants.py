@@ -90,6 +90,8 @@ FAULTS = [
     Fault("train/ranks.py", "except SignalException as stopped:", "except ZeroDivisionError as stopped:", f"{RUN} -k signal"),
     Fault("train/ranks.py", "except ChildFailedError as failed:", "except ZeroDivisionError as failed:", f"{RUN} -k signal"),
     Fault("train/__main__.py", "if is_main_rank():", "if True:", f"{RUN} -k signal"),
+    Fault("train/loop.py", "initial = None if self.config.resume else self.config.init_from", "initial = self.config.init_from", f"{HAND} -k warm"),
+    Fault("train/loop.py", "if not self.jepa.frozen:", "if True:", f"{HAND} -k frozen"),
     Fault("train/loop.py", "named_checkpoint(name) if name", "named_checkpoint() if name", f"{HAND} -k warm"),
     Fault("train/ranks.py", "if tuned or not", "if not", "test_optimisation.py -k memory"),
     # schedules

@@ -191,6 +191,12 @@ def test_a_warm_start_has_the_checkpoints_weights(config, earlier):
     for encoder in (run.jepa.context_encoder, run.jepa.target_encoder):
         assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in encoder.state_dict().items())
     assert run.front_end == checkpoint.front_end
+    run.train()
+    path.rename(path.with_name("moved.safetensors"))  # a run that has started needs it no longer
+    resumed = loop.Run(replace(config, init_from=path, resume=True))
+    assert resumed.step == 12 and resumed.front_end == checkpoint.front_end
+    path.with_name("moved.safetensors").rename(path)
+    config = replace(config, out=config.out / "other")
     with pytest.raises(OptionError, match="another encoder"):
         loop.Run(replace(config, init_from=path, encoder=replace(config.encoder, width=64)))
     with pytest.raises(OptionError, match="another front end"):
@@ -205,6 +211,7 @@ def test_a_frozen_target_gives_the_targets(config, earlier, tmp_path):
     frozen = run.jepa.target_encoder.state_dict()
     assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in frozen.items())
     assert load_checkpoint(path).served.encoder == "context"
+    assert not any("ema_momentum" in line for line in read_metrics(config.out))  # there is none
     patches = torch.randn(2, 30, 256)
     everything = torch.arange(30).expand(2, -1)
     target, _ = run.jepa.targets(patches, Mask(everything, everything), everything)

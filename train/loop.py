@@ -138,12 +138,13 @@ class Run:
         assert output is not None  # there is at least one micro-batch
         learning_rate = config.optim.lr(self.step)
         norm, finite = self.optimiser.step(learning_rate)
-        ema_momentum = config.ema.momentum(self.step, config.optim.steps)
-        if finite or config.ema.after_skipped_steps:
-            self.jepa.update_target(ema_momentum)
+        values = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": norm}
+        if not self.jepa.frozen:
+            values["ema_momentum"] = config.ema.momentum(self.step, config.optim.steps)
+            if finite or config.ema.after_skipped_steps:
+                self.jepa.update_target(values["ema_momentum"])
         self.jepa.update_position_mean(finite)
         self.step += 1
-        values = {"loss": loss, "learning_rate": learning_rate, "ema_momentum": ema_momentum, "gradient_norm": norm}
         if self.step % config.monitor.log_every == 0:
             values["loss"] = self.ranks.mean(loss)
             values["cosine"] = cosine(output.predicted, output.target)
@@ -205,8 +206,9 @@ class Run:
             )
 
     def _other_runs(self) -> tuple[Checkpoint | None, Checkpoint | None]:
-        """The checkpoints to start from and to take targets from, where there are any."""
-        initial, frozen = self.config.init_from, self.config.target.frozen_from
+        """The checkpoints to start from and to take targets from, where there are any; a resumed run has started."""
+        initial = None if self.config.resume else self.config.init_from
+        frozen = self.config.target.frozen_from
         encoder = self.config.encoder.vit(self.config.front_end.n_mels)
         initial, frozen = (_known(name, encoder.n_time_patches) for name in (initial, frozen))
         if initial and frozen and initial.front_end != frozen.front_end:
