@@ -76,7 +76,7 @@ def test_what_a_run_would_stumble_over_is_refused_at_its_start():
         "frames is 200.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=200)},
         "frames is 0.*multiple of the patch": {"encoder": replace(tiny.encoder, frames=0)},
         "n-mels is 100.*multiple of the patch": {"front_end": replace(tiny.front_end, n_mels=100)},
-        "needs --encoder.positions rotary-time": {
+        "set --serve.columns 0, or --encoder.positions rotary-time": {
             "serve": ServeConfig(columns=26),
             "encoder": replace(tiny.encoder, positions="sine-cosine"),
         },

@@ -61,8 +61,8 @@ if where == "output":
 elif where == "removal":
     rmtree = disk.shutil.rmtree
     def remove_some_and_die(folder, **options):
-        if (folder / "parts").exists():
-            os.unlink(folder / "parts" / "journal.jsonl")
+        if folder.name == "parts":
+            os.unlink(folder / "journal.jsonl")
             die()
         rmtree(folder, **options)
     disk.shutil.rmtree = remove_some_and_die

@@ -227,7 +227,7 @@ class TrainConfig:
 
 _TINY = TrainConfig(
     out=Path("runs/tiny"),
-    serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80),
+    serve=ServeConfig(layers=(0, 6), pooling="mean+std", hop_ms=80, columns=26),
     front_end=FrontEndOptions(n_fft=2048, n_fft_short=512, n_mels=160),
     encoder=EncoderConfig(width=192, depth=6, heads=3, patch_mels=32, positions="rotary-time"),
     predictor=PredictorConfig(width=128, depth=3, heads=4),
@@ -305,7 +305,10 @@ def check(config: TrainConfig) -> None:
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
     grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
     if config.serve.columns and config.encoder.positions != "rotary-time":
-        raise OptionError("--serve.columns needs --encoder.positions rotary-time: others fit the windows of training")
+        raise OptionError(
+            f"--serve.columns is {config.serve.columns}, and only rotary positions fit other windows than those of "
+            "training: set --serve.columns 0, or --encoder.positions rotary-time"
+        )
     if config.loss.kind == "info-nce" and config.mask.masks_per_crop > 1:
         raise OptionError(
             "--loss.kind info-nce tells targets apart, and --mask.masks-per-crop gives the same one several times: "

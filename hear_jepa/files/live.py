@@ -129,8 +129,8 @@ def embed_stream(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Timestamp embeddings of a mono recording given as consecutive blocks [samples] of any lengths.
 
-    Yields (embeddings [n, size], centres [n] in ms), each as soon as the window that gives it is full: at most the
-    trained duration (2.08 s) after the sound. Joined, they are what `get_timestamp_embeddings` gives for the whole
+    Yields (embeddings [n, size], centres [n] in ms), each as soon as the window that gives it is full: at most its
+    duration (`tiny`: 4.16 s) after the sound. Joined, they are what `get_timestamp_embeddings` gives for the whole
     (resampled by `hear_jepa.files.resample.resample`, where the rate is another). Raises `AudioError`.
     """
     stream, order = WindowStream(embedder, embedder.hop_ms), TimestampOrder()
