@@ -343,3 +343,12 @@ def test_the_report_holds_what_was_measured_and_what_is_published():
     assert "| unstructured-input | 100.5 (100.0–101.0) | 192 | 0.50 (0.50–0.50) | 25 (25–25) |" in text
     assert "## Published, not measured here" in text and "| 6.4 s | 90.0 | 87.7 | 92.8 |" in text
     assert "2.0 hours of training on a made-up machine" in text and "4 of 24 runs" in text
+    recipes = {MAIN_ROW: rows[MAIN_ROW], "of-my-own": rows["time-input"]}  # nothing that the paper compares
+    text = markdown(study, list(results_of(recipes, tasks)))
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Rows",
+        "## Less the main row, paired by seed",
+        "## Collapse",
+        "## Cost",
+    ]
+    assert "| of-my-own | -1.0 ± 0.0 |" in text and ".png" not in text

@@ -24,34 +24,45 @@ from hear_jepa.train.study.plan import Study, read_results, read_study
 from hear_jepa.train.study.rows import MAIN_ROW
 from hear_jepa.train.study.statistics import MEAN, Interval, Scores
 
+CELLS = [f"{strategy}-{domain}" for strategy in STRATEGIES for domain in DOMAINS]  # rows of the paper's first table
 
-def write_report(out: Path, split: str = "test") -> tuple[Path, Path]:
-    """Write the report of the results that there are; returns the paths of text and picture. Raises OptionError."""
+
+def write_report(out: Path, split: str = "test") -> list[Path]:
+    """Write the report of the results that there are; returns what it wrote: the text, and a picture where there is a
+    row of the paper beside the main one. Raises OptionError."""
     study = read_study(out)
     results = read_results(out, study)
     if not results:
         raise OptionError(f"{out} has no finished run yet: {len(study.runs)} are planned")
     text, picture = out / "report.md", out / "report.png"
-    draw(Scores(results, split), picture)
     write_text(text, markdown(study, results, split))
-    return text, picture
+    if not _is_of_the_paper(Scores(results, split)):
+        return [text]
+    draw(Scores(results, split), picture)
+    return [text, picture]
 
 
 def markdown(study: Study, results: Sequence[dict[str, Any]], split: str = "test") -> str:
     """The report as text; nothing in it but the results' scores and collapse figures depends on when they were made."""
     scores = Scores(results, split)
-    cells = [f"{strategy}-{domain}" for strategy in STRATEGIES for domain in DOMAINS]
-    parts = [
-        ("", _setting(study, results, split)),
-        ("The paper's claims", _claims(scores)),
-        ("Masking × target domain", _cells(scores, cells)),
-        ("Other rows", _cells(scores, [row for row in scores.rows if row not in cells])),
-        ("Less the main row, paired by seed", _paired(scores)),
-        ("Duration of a crop", _durations(scores)),
-        ("Collapse", _collapse(results)),
-        ("Published, not measured here", _published()),
-        ("Cost", _cost(results)),
-    ]
+    others = [row for row in scores.rows if row not in CELLS]
+    paired = ("Less the main row, paired by seed", _paired(scores))
+    collapse, cost = ("Collapse", _collapse(results)), ("Cost", _cost(results))
+    if _is_of_the_paper(scores):
+        parts = [
+            ("", ["![scores and intervals](report.png)"]),
+            ("The paper's claims", _claims(scores)),
+            ("Masking × target domain", _cells(scores, CELLS)),
+            ("Other rows", _cells(scores, others)),
+            paired,
+            ("Duration of a crop", _durations(scores)),
+            collapse,
+            ("Published, not measured here", _published()),
+            cost,
+        ]
+    else:  # recipes, say
+        parts = [("Rows", _cells(scores, list(scores.rows))), paired, collapse, cost]
+    parts.insert(0, ("", _setting(study, results, split)))
     return "\n".join(line for title, lines in parts for line in ([f"## {title}", ""] if title else []) + [*lines, ""])
 
 
@@ -65,8 +76,11 @@ def _setting(study: Study, results: Sequence[dict[str, Any]], split: str) -> Ite
         f"many seconds of sound in every other, from {study.hours:.2f} hours. Scores in per cent, {split} splits, of "
         "the linear probe of frozen features: mean ± half the 95 % interval over seeds (Student's t)."
     )
-    yield ""
-    yield "![scores and intervals](report.png)"
+
+
+def _is_of_the_paper(scores: Scores) -> bool:
+    """Whether there is a row of the paper to compare with the main one."""
+    return any(row in (*CELLS, *DURATION_ROWS.values()) and row != MAIN_ROW for row in scores.rows)
 
 
 def _claims(scores: Scores) -> Iterator[str]:
