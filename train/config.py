@@ -303,8 +303,9 @@ def check(config: TrainConfig) -> None:
     if wrong:
         raise OptionError(f"--serve.layers has {wrong[0]}: the encoder has the layers 0 to {config.encoder.depth}")
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
-    grid_of(front_end, config.encoder.vit(front_end.n_mels)).check_hop(config.serve.hop_ms, "--serve.hop-ms")
-    if config.serve.columns and config.encoder.positions != "rotary-time":
+    encoder = config.encoder.vit(front_end.n_mels)
+    grid_of(front_end, encoder).check_hop(config.serve.hop_ms, "--serve.hop-ms")
+    if config.serve.columns and not encoder.fits_any_window:
         raise OptionError(
             f"--serve.columns is {config.serve.columns}, and only rotary positions fit other windows than those of "
             "training: set --serve.columns 0, or --encoder.positions rotary-time"

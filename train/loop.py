@@ -252,9 +252,9 @@ class Run:
 def _known(name: Path | None, columns: int) -> Checkpoint | None:
     """The checkpoint of that name, if there is one; in windows of so many columns where its positions fit any."""
     known = named_checkpoint(name) if name else None
-    if known is None or known.encoder.positions != "rotary-time" or known.encoder.n_time_patches == columns:
-        return known
-    return known.in_windows_of(columns)
+    if known and known.encoder.fits_any_window and known.encoder.n_time_patches != columns:
+        return known.in_windows_of(columns)
+    return known
 
 
 def mixed_seed(seed: int, step: int) -> int:

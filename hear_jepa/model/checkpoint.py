@@ -80,7 +80,7 @@ class Checkpoint:
         return grid_of(self.front_end, self.encoder)
 
     def in_windows_of(self, columns: int) -> "Checkpoint":
-        """The same, served in windows of so many columns. Rotary positions along time fit windows of any length."""
+        """The same, served in windows of so many columns: for an encoder that `fits_any_window`."""
         encoder = replace(self.encoder, n_time_patches=columns)
         positions = POSITIONS[encoder.positions](encoder.n_freq_patches, columns, encoder.width)
         return replace(self, encoder=encoder, weights=self.weights | {"pos_embed": positions})

@@ -49,6 +49,11 @@ class ViTConfig:
     def n_patches(self) -> int:
         return self.n_freq_patches * self.n_time_patches
 
+    @property
+    def fits_any_window(self) -> bool:
+        """Whether it may serve other durations than the trained one: positions along time are relative, in columns."""
+        return self.positions == "rotary-time"
+
 
 def patchify(log_mel: Tensor, patch_mels: int = 16, patch_frames: int = 16) -> Tensor:
     """[N, mels, frames] -> [N, T·F, patch]: time-major patches, each flattened band by band.

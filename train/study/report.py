@@ -45,25 +45,22 @@ def write_report(out: Path, split: str = "test") -> list[Path]:
 def markdown(study: Study, results: Sequence[dict[str, Any]], split: str = "test") -> str:
     """The report as text; nothing in it but the results' scores and collapse figures depends on when they were made."""
     scores = Scores(results, split)
-    others = [row for row in scores.rows if row not in CELLS]
-    paired = ("Less the main row, paired by seed", _paired(scores))
-    collapse, cost = ("Collapse", _collapse(results)), ("Cost", _cost(results))
-    if _is_of_the_paper(scores):
-        parts = [
-            ("", ["![scores and intervals](report.png)"]),
-            ("The paper's claims", _claims(scores)),
-            ("Masking × target domain", _cells(scores, CELLS)),
-            ("Other rows", _cells(scores, others)),
-            paired,
-            ("Duration of a crop", _durations(scores)),
-            collapse,
-            ("Published, not measured here", _published()),
-            cost,
-        ]
-    else:  # recipes, say
-        parts = [("Rows", _cells(scores, list(scores.rows))), paired, collapse, cost]
-    parts.insert(0, ("", _setting(study, results, split)))
-    return "\n".join(line for title, lines in parts for line in ([f"## {title}", ""] if title else []) + [*lines, ""])
+    paper = _is_of_the_paper(scores)
+    parts = [  # title, lines, whether they say something of this study
+        ("", _setting(study, results, split), True),
+        ("", ["![scores and intervals](report.png)"], paper),
+        ("The paper's claims", _claims(scores), paper),
+        ("Masking × target domain", _cells(scores, CELLS), paper),
+        ("Other rows", _cells(scores, [row for row in scores.rows if row not in CELLS]), paper),
+        ("Rows", _cells(scores, list(scores.rows)), not paper),  # recipes, say
+        ("Less the main row, paired by seed", _paired(scores), True),
+        ("Duration of a crop", _durations(scores), paper),
+        ("Collapse", _collapse(results), True),
+        ("Published, not measured here", _published(), paper),
+        ("Cost", _cost(results), True),
+    ]
+    told = [([f"## {title}", ""] if title else []) + [*lines, ""] for title, lines, is_told in parts if is_told]
+    return "\n".join(line for lines in told for line in lines)
 
 
 def _setting(study: Study, results: Sequence[dict[str, Any]], split: str) -> Iterator[str]:
