@@ -16,7 +16,8 @@ from hear_jepa.options import check_fields, one_of, within
 
 MEL_FLOOR = torch.finfo(torch.float32).eps
 MAGNITUDE_FLOOR = 1e-9  # under the root
-FRAMES_AT_ONCE = 256  # on a CPU
+FRAMES_AT_ONCE = 256  # on a CPU: they stay in its cache
+FRAMES_AT_ONCE_ON_A_GPU = 2**16  # 0.5 GB of a window of 2048, and as much of its spectrum
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
@@ -111,20 +112,21 @@ class MelPower(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, (frames - 1) · hop + n_fft] -> [B, bands, frames]."""
-        if audio.device.type == "cpu" and not torch.compiler.is_compiling():
+        if audio.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
             return self.by_fft(audio)
+        return self.by_convolution(audio)
+
+    def by_convolution(self, audio: Tensor) -> Tensor:
+        """By nnAudio's own, which exporters and other devices take."""
         power = self.of_spectrum(self.mel.stft(audio, output_format="Magnitude").square())  # [B, bins, frames]
         # As nnAudio's matrix product, whose shape the exporters would tie to the number of clips.
         return F.conv1d(power, self.mel.mel_basis[:, :, None])
 
     def by_fft(self, audio: Tensor) -> Tensor:
-        """The same by a fast Fourier transform: on a CPU, nnAudio's convolution takes several times as long.
-
-        Frames are taken a few at a time, so that they stay in the processor's cache.
-        """
+        """The same by a fast Fourier transform: nnAudio's convolution takes several times as long."""
         frames = audio.unfold(-1, self.window.numel(), self.hop_length)  # [B, frames, n_fft]
         bands = []
-        for some in (part for clip in frames for part in clip.split(FRAMES_AT_ONCE)):
+        for some in parts_for(audio.device.type, frames):
             spectrum = torch.fft.rfft(some * self.window)
             power = self.of_spectrum(spectrum.real.square() + spectrum.imag.square())
             bands.append(power @ self.mel.mel_basis.T)
@@ -191,6 +193,15 @@ class LogMel(nn.Module):
         """Centre of every row of the log-mel, in Hz [mels]."""
         centres = self.power.centres()
         return centres if self.short_power is None else centres.repeat_interleave(2)
+
+
+def parts_for(device_type: str, frames: Tensor) -> Iterator[Tensor]:
+    """[B, frames, n_fft] -> parts [n, n_fft] in order: of one clip each for a CPU, of whole clips for a GPU."""
+    if device_type == "cpu":
+        yield from (part for clip in frames for part in clip.split(FRAMES_AT_ONCE))
+    else:
+        clips = max(1, FRAMES_AT_ONCE_ON_A_GPU // frames.shape[1])
+        yield from (some.flatten(0, 1) for some in frames.split(clips))
 
 
 @contextmanager
