@@ -160,6 +160,12 @@ def test_processes_make_what_one_thread_makes_in_their_turns(shards):
     assert all(map(torch.equal, expected[3:], started_at_3))
 
 
+def test_processes_make_the_same_crops_of_decoded_audio_as_a_thread(shards):
+    config = DataConfig(str(shards), backend="decoded", domain_weights={"rain": 1, "synthetic": 1})
+    by_a_thread = take(5, config, start_batch=3)
+    assert all(map(torch.equal, by_a_thread, take(5, replace(config, workers=2), start_batch=3)))
+
+
 def test_ranks_of_decoded_audio_are_one_rank(shards):
     config = DataConfig(str(shards), backend="decoded")
     whole = take(4, config, batch_size=6)

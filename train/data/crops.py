@@ -54,7 +54,7 @@ class CropRule:
             count = min(int(self._lengths[clip]) - start, self._samples - filled)
             crop[filled : filled + count] = self._read(clip, start, count)
             filled += count
-            clip, start = int(rng.choice(self._short)), 0
+            clip, start = int(self._short[rng.integers(len(self._short))]), 0
         return crop
 
 
@@ -80,7 +80,8 @@ class DataConfig:
     open_shards: int = within(2, 1)
     """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
     workers: int = within(1, 0)
-    """Stream: decoding processes of every rank; 0: a thread. Other numbers give other crops."""
+    """Processes of every rank that make batches; 0: a thread. Decoded: so many beyond one, which is a thread (a GPU can
+    take more crops than a thread makes); the crops are the same. Stream: other numbers give other crops."""
     prefetch: int = within(4, 1)
     """Batches made ahead."""
     timeout_s: float = within(900.0, 1)
