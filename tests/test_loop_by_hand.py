@@ -264,6 +264,8 @@ def test_longer_windows_are_the_same_encoder(config):
     longer, own = (checkpoint.in_windows_of(columns).build()(patches) for columns in (9, 6))
     torch.testing.assert_close(longer, own)
     torch.testing.assert_close(checkpoint.build()(patches), own, atol=1e-3, rtol=1e-2)  # its positions are of 16 bits
+    shorter = replace(config, serve=ServeConfig(columns=4), out=config.out / "shorter")
+    assert load_checkpoint(loop.train(shorter)).grid.columns == 6  # those of a crop
 
 
 def test_a_constant_rate_is_cut_by_a_decay_when_a_checkpoint_is_wanted(config, tmp_path):

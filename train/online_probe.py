@@ -76,10 +76,10 @@ class OnlineProbe:
 def snapshot(
     encoder: ViT, front_end: FrontEndConfig, served: ServedConfig, provenance: dict, columns: int = 0
 ) -> Checkpoint:
-    """The encoder as it is now, as a serving checkpoint; `columns` of a window, by default those of a crop."""
+    """The encoder as it is now, as a serving checkpoint in windows of `columns`, or of a crop's if these are more."""
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
     checkpoint = Checkpoint(encoder.config, weights, front_end, served, provenance)
-    return checkpoint.in_windows_of(columns) if columns else checkpoint
+    return checkpoint.in_windows_of(columns) if columns > encoder.config.n_time_patches else checkpoint
 
 
 def check_probe_tasks(tasks: Sequence[Path]) -> None:
