@@ -20,7 +20,7 @@ from hear_jepa.model.front_end import LogMel, full_float32
 from hear_jepa.train.config import PRESETS, TrainConfig
 from hear_jepa.train.jepa import JEPA
 from hear_jepa.train.masking import draw_masks
-from hear_jepa.train.optimisation import AUTOCAST, Optimiser, fast_kernels
+from hear_jepa.train.optimisation import AUTOCAST, Optimiser, attention_kernel
 
 TOLERANCE = 1e-4  # between devices, relative to the largest value
 
@@ -49,7 +49,7 @@ class Step:
     def model(self, log_mel: torch.Tensor) -> tuple[float, float]:
         """Everything after the log-mel: loss and norm of the gradient."""
         mask = draw_masks(self.config.mask, len(log_mel), self.grid.rows, self.grid.columns, self.generator)
-        with fast_kernels(self.dtype, self.device):  # as the loop of a run does
+        with attention_kernel(self.dtype, self.device):  # as the loop of a run does
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 output = self.forward(log_mel, mask.to(self.device))
             self.optimiser.backward(output.loss)

@@ -10,6 +10,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -161,9 +162,12 @@ def test_processes_make_what_one_thread_makes_in_their_turns(shards):
 
 
 def test_processes_make_the_same_crops_of_decoded_audio_as_a_thread(shards):
-    config = DataConfig(str(shards), backend="decoded", domain_weights={"rain": 1, "synthetic": 1})
+    config = DataConfig(str(shards), backend="decoded", domain_weights={"rain": 1, "synthetic": 1}, mix_share=1)
     by_a_thread = take(5, config, start_batch=3)
-    assert all(map(torch.equal, by_a_thread, take(5, replace(config, workers=2), start_batch=3)))
+    options = {"batch_size": 6, "n_samples": SAMPLES, "seed": 1, "start_batch": 3}
+    with closing(crop_stream(replace(config, workers=2), **options)) as by_processes:
+        assert all(batch.equal(next(by_processes)) for batch in by_a_thread)
+        assert len(multiprocessing.active_children()) == 2
 
 
 def test_ranks_of_decoded_audio_are_one_rank(shards):
@@ -491,6 +495,8 @@ def test_a_plain_folder_is_decoded_once(sounds, tmp_path):
     stamp = cache.stat().st_mtime_ns
     assert all(map(torch.equal, batches, take(3, config)))
     assert cache.stat().st_mtime_ns == stamp
+    cache.unlink()  # it is made again
+    assert all(map(torch.equal, batches, take(3, config)))
 
 
 def test_unreadable_files_of_a_plain_folder_are_counted(sounds, tmp_path):

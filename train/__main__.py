@@ -4,7 +4,7 @@
     python -m hear_jepa.train tiny --data.source shards                            # two CPU cores
     python -m hear_jepa.train tiny --data.source shards --out runs/tiny --resume   # after a kill
     torchrun --nproc-per-node 8 -m hear_jepa.train paper --data.source shards      # 8 GPUs
-    python -m hear_jepa.train paper --mask.strategy time --target.domain latent    # another cell of the paper's tables
+    torchrun … paper --mask.strategy time --target.domain latent                   # another cell of the paper's tables
 
 A preset comes first, then whatever is to differ from it, as --section.option VALUE.
 """

@@ -308,7 +308,7 @@ def check(config: TrainConfig) -> None:
     front_end = config.front_end.front_end(mean=0.0, std=1.0)
     encoder = config.encoder.vit(front_end.n_mels)
     grid_of(front_end, encoder).check_hop(config.serve.hop_ms, "--serve.hop-ms")
-    if config.serve.columns and not encoder.fits_any_window:
+    if config.serve.columns > encoder.n_time_patches and not encoder.fits_any_window:
         raise OptionError(
             f"--serve.columns is {config.serve.columns}, and only rotary positions fit other windows than those of "
             "training: set --serve.columns 0, or --encoder.positions rotary-time"

@@ -26,7 +26,7 @@ from hear_jepa.train.jepa import JEPA, Prediction
 from hear_jepa.train.masking import Mask, draw_masks
 from hear_jepa.train.metrics_log import MetricsLog
 from hear_jepa.train.online_probe import OnlineProbe, check_probe_tasks
-from hear_jepa.train.optimisation import Optimiser, autocast_type, fast_kernels
+from hear_jepa.train.optimisation import Optimiser, attention_kernel, autocast_type
 from hear_jepa.train.ranks import start_ranks, stop_ranks
 from hear_jepa.train.run_state import (
     LATEST,
@@ -154,7 +154,7 @@ class Run:
         dtype, device = self.autocast, self.ranks.device
         # gradients of the ranks are averaged once, in the last micro-batch
         waits = isinstance(self.forward, DistributedDataParallel) and not last
-        with self.forward.no_sync() if waits else nullcontext(), fast_kernels(dtype, device):
+        with self.forward.no_sync() if waits else nullcontext(), attention_kernel(dtype, device):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 output = self.forward(log_mel, mask)
             self.optimiser.backward(output.loss / self.config.optim.accumulation)

@@ -54,7 +54,7 @@ class Mask(NamedTuple):
         return Mask(self.context[:, crops], self.target[:, crops])
 
     def to(self, device: torch.device) -> "Mask":
-        return Mask(*(part.to(device, non_blocking=True) for part in self))
+        return Mask(*(part.to(device, non_blocking=device.type == "cuda") for part in self))
 
 
 def draw_masks(config: MaskConfig, n_crops: int, rows: int, columns: int, generator: Generator) -> Mask:

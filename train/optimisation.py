@@ -1,7 +1,7 @@
 """AdamW with its decay groups, mixed precision and gradient clipping, as one object that takes a step."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,10 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     return AUTOCAST[precision]
 
 
-@contextmanager
-def fast_kernels(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
-    """Inside, products take kernels that train faster where the rest is in 16 bits: on a CPU, attention is plain matrix
-    products (the backward pass of torch's fused kernel takes twice as long); on a GPU, the float32 products of the loss
-    are by TF32."""
-    if dtype is None or device.type not in ("cpu", "cuda"):
-        yield
-    elif device.type == "cpu":
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        matmul = torch.backends.cuda.matmul
-        before, matmul.allow_tf32 = matmul.allow_tf32, True
-        try:
-            yield
-        finally:
-            matmul.allow_tf32 = before
+def attention_kernel(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager:
+    """Inside, attention is plain matrix products where these train faster: on a CPU under bfloat16, where the backward
+    pass of torch's fused kernel takes twice as long."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and dtype is not None else nullcontext()
 
 
 def _multiplies_bfloat16() -> bool:

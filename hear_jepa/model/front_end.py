@@ -1,4 +1,4 @@
-"""Waveform -> standardised log-mel spectrogram, on the device of the model, by nnAudio."""
+"""Waveform -> standardised log-mel spectrogram, on the device of the model, with nnAudio's mel bands."""
 
 import math
 import threading
@@ -17,7 +17,7 @@ from hear_jepa.options import check_fields, one_of, within
 MEL_FLOOR = torch.finfo(torch.float32).eps
 MAGNITUDE_FLOOR = 1e-9  # under the root
 FRAMES_AT_ONCE = 256  # on a CPU: they stay in its cache
-FRAMES_AT_ONCE_ON_A_GPU = 2**16  # 0.5 GB of a window of 2048, and as much of its spectrum
+FRAMES_AT_ONCE_ON_A_GPU = 2**15  # by a window of 2048 about a gigabyte, spectrum and powers included
 _CUDNN_FLAGS = threading.Lock()  # they are global: one thread must not restore them while another relies on them
 
 
@@ -196,12 +196,13 @@ class LogMel(nn.Module):
 
 
 def parts_for(device_type: str, frames: Tensor) -> Iterator[Tensor]:
-    """[B, frames, n_fft] -> parts [n, n_fft] in order: of one clip each for a CPU, of whole clips for a GPU."""
+    """[B, frames, n_fft] -> parts [n, n_fft] in order: of one clip each for a CPU, of several for a GPU."""
     if device_type == "cpu":
         yield from (part for clip in frames for part in clip.split(FRAMES_AT_ONCE))
     else:
-        clips = max(1, FRAMES_AT_ONCE_ON_A_GPU // frames.shape[1])
-        yield from (some.flatten(0, 1) for some in frames.split(clips))
+        most = FRAMES_AT_ONCE_ON_A_GPU
+        clips = frames.split(max(1, most // frames.shape[1]))
+        yield from (part for some in clips for part in some.flatten(0, 1).split(most))
 
 
 @contextmanager

@@ -298,7 +298,8 @@ class ViT(nn.Module):
         if config.positions not in ANGLES:
             return None
         angles = ANGLES[config.positions](config.n_freq_patches, config.n_time_patches, config.width // config.heads)
-        angles = angles.to(self.pos_embed.device, non_blocking=True)[:n_patches]
+        device = self.pos_embed.device
+        angles = angles.to(device, non_blocking=device.type == "cuda")[:n_patches]
         angles = angles if indices is None else take(angles, indices)
         if self.class_token is not None:
             angles = F.pad(angles, (0, 0, 1, 0))

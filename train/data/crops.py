@@ -80,8 +80,8 @@ class DataConfig:
     open_shards: int = within(2, 1)
     """Stream: shards of a domain held in memory at once, undecoded; crops are drawn from all of them at random."""
     workers: int = within(1, 0)
-    """Processes of every rank that make batches; 0: a thread. Decoded: so many beyond one, which is a thread (a GPU can
-    take more crops than a thread makes); the crops are the same. Stream: other numbers give other crops."""
+    """Processes of every rank that make batches; 0: a thread. Decoded: 1 is a thread too, and the crops are the same (a
+    GPU takes more of them than a thread makes). Stream: other numbers give other crops."""
     prefetch: int = within(4, 1)
     """Batches made ahead."""
     timeout_s: float = within(900.0, 1)
@@ -146,10 +146,15 @@ class BatchPlan:
 
     def _mix_in(self, crop: Tensor, other: Tensor, rng: np.random.Generator) -> None:
         ratio = 10 ** (rng.uniform(*self.config.mix_snr_db) / 20)
-        crop += other * (crop.square().mean().sqrt() / other.square().mean().sqrt().clamp(min=1e-6) / ratio)
+        crop += other * (_level(crop) / max(_level(other), 1e-6) / ratio)
 
     def _choice(self, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(len(self.shares), self.batch_size * self.world_size, p=self.shares)
 
     def _own(self, whole: np.ndarray) -> np.ndarray:
         return whole[self.rank * self.batch_size :][: self.batch_size]
+
+
+def _level(crop: Tensor) -> float:
+    """Root mean square, the same on any number of threads."""
+    return float(np.square(crop.numpy(), dtype=np.float64).mean() ** 0.5)

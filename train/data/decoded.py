@@ -26,9 +26,9 @@ LAYOUT = 2  # to be raised when the cache's files change
 
 @dataclass(frozen=True)
 class Decoded:
-    """The cache: `samples` int16, all clips end to end; where each lies and of which domain it is."""
+    """The cache: a file of int16, all clips end to end; where each lies and of which domain it is."""
 
-    samples: np.ndarray
+    file: Path
     domains: list[str]
     domain_of: np.ndarray  # [clips], index into `domains`
     lengths: np.ndarray  # [clips], in samples
@@ -38,10 +38,11 @@ class Decoded:
         """The rule for drawing crops of a domain."""
         clips = np.flatnonzero(self.domain_of == self.domains.index(domain))
         starts = (np.cumsum(self.lengths) - self.lengths)[clips]
+        samples = np.memmap(self.file, dtype="<i2", mode="r")
 
         def read(clip: int, start: int, count: int) -> np.ndarray:
             first = starts[clip] + start
-            return self.samples[first : first + count]
+            return samples[first : first + count]
 
         return CropRule(self.lengths[clips], read, crop_samples)
 
@@ -112,15 +113,12 @@ def _cached(cache_dir: Path, content: list, folder: Path, items: Callable[[], It
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with locked(cache_dir / f"{name}.lock", timeout_s=-1):  # of several ranks one decodes, the others wait
-            if not index.exists():
+            if not (index.exists() and data.exists()):
                 _build(data, index, folder, items())
         found = read_json(index)
-        samples = np.memmap(data, dtype="<i2", mode="r")
     except OSError as error:
         raise CorpusError(f"{cache_dir}: cannot keep the decoded audio ({error}); set --data.cache-dir") from error
-    return Decoded(
-        samples, found["domains"], np.array(found["domain_of"]), np.array(found["lengths"]), found["skipped"]
-    )
+    return Decoded(data, found["domains"], np.array(found["domain_of"]), np.array(found["lengths"]), found["skipped"])
 
 
 def _build(data: Path, index: Path, folder: Path, items: Iterator[Item | Skipped]) -> None:

@@ -72,7 +72,7 @@ def crop_stream(
         return CropStream(Ahead(batches, config.workers, count, config.timeout_s), {"shards": 0, "clips": 0})
     decoded = _decode(config, manifest, sample_rate)
     shares = domain_shares(config, decoded.hours(sample_rate))
-    batches = DecodedBatches(manifest, plan_of(shares), tuple(shares), n_samples, sample_rate, start_batch)
+    batches = DecodedBatches(decoded, plan_of(shares), tuple(shares), n_samples, sample_rate, start_batch)
     workers = config.workers if config.workers > 1 else 0  # a thread does for one
     ahead = Ahead(batches, workers, math.ceil(config.prefetch / max(1, workers)), config.timeout_s)
     return CropStream(ahead, {"items": len(decoded.skipped)})
@@ -82,7 +82,7 @@ def crop_stream(
 class DecodedBatches:
     """The batches of one rank from decoded audio, made by a thread or by processes that take turns."""
 
-    manifest: Manifest | None
+    decoded: Decoded
     plan: BatchPlan
     domains: tuple[str, ...]  # in the order of the plan's shares
     samples: int
@@ -91,8 +91,7 @@ class DecodedBatches:
 
     def __call__(self, turn: int, turns: int) -> Iterator[tuple[Tensor, dict[str, int]]]:
         """Yield (batch, {}) for ever: batches turn, turn + turns, … from `start` on, the same whatever `turns`."""
-        decoded = _decode(self.plan.config, self.manifest, self.sample_rate)  # every process opens it for itself
-        synthetic = SyntheticSound(self.samples, self.sample_rate)
+        decoded, synthetic = self.decoded, SyntheticSound(self.samples, self.sample_rate)
         sources = [decoded.rule(name, self.samples) if name in decoded.domains else synthetic for name in self.domains]
         draws = [source.draw for source in sources]
         return ((self.plan.batch(k, draws, synthetic.noise), {}) for k in itertools.count(self.start + turn, turns))
