@@ -24,7 +24,7 @@ OPTIONS = tuple(inspect.signature(Embedder).parameters)[1:]
 def load_model(model_file_path: str | Path = "", **options: Any) -> Embedder:
     """Load an encoder for `get_scene_embeddings` and `get_timestamp_embeddings`.
 
-    model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny", "wide"), a path, or
+    model_file_path: nothing for the default, the name of a shipped checkpoint ("tiny", "wide", "small"), a path, or
         hf:owner/name[@revision][/file] of the Hugging Face Hub;
     options: `hop_ms`, `layers`, `precision`, `batch_windows`, `scene_hop_ms`, `pooling`, `whiten`, as `Embedder`
         describes them.
