@@ -1,6 +1,7 @@
-"""What the name of a device means, for every command."""
+"""What the name of a device means, for every command, and how data get there."""
 
 import torch
+from torch import Tensor
 
 from hear_jepa.errors import OptionError
 
@@ -24,3 +25,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if not there.get(device.type, True):
         raise OptionError(f"cannot use the device {name!r}, which torch does not see here: give {DEVICES}")
     return device
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on that device. CUDA's steps wait for no copy; Apple's might read a temporary that is gone by then."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -46,6 +46,7 @@ FAULTS = [
     Fault("hear_jepa/model/front_end.py", 'config.spectrum == "magnitude" else 2)', 'config.spectrum == "magnitude" else 1)', "test_frontend.py -k two_windows"),
     Fault("hear_jepa/model/front_end.py", "some * self.window", "some", "test_frontend.py -k nnaudio"),
     Fault("hear_jepa/model/front_end.py", "for clip in frames for part in clip.split(FRAMES_AT_ONCE)", "for clip in frames for part in clip[:FRAMES_AT_ONCE].split(FRAMES_AT_ONCE)", "test_frontend.py -k nnaudio"),
+    Fault("hear_jepa/model/front_end.py", "some.flatten(0, 1).split(most)", "some.transpose(0, 1).flatten(0, 1).split(most)", "test_frontend.py -k few"),
     # files
     Fault("hear_jepa/disk.py", "        elif entry.name != LOCK:", "        else:", "test_disk.py -k removes_its_folder"),
     # the loop
@@ -54,9 +55,6 @@ FAULTS = [
     Fault("train/loop.py", "mixed_seed(self.config.seed, self.step)", "mixed_seed(self.config.seed, 0)", f"{HAND} -k masks"),
     Fault("train/loop.py", "mixed_seed(self.config.seed, self.step)", "mixed_seed(0, self.step)", f"{HAND} -k hand"),
     Fault("train/loop.py", "encoder.load_state_dict(initial.weights)", "pass", f"{HAND} -k warm"),
-    Fault("hear_jepa/model/front_end.py", "some.flatten(0, 1).split(most)", "some.transpose(0, 1).flatten(0, 1).split(most)", "test_frontend.py -k few"),
-    Fault("train/data/sampler.py", "workers = config.workers if config.workers > 1 else 0", "workers = 0", "test_data.py -k thread"),
-    Fault("train/data/sampler.py", "itertools.count(self.start + turn, turns)", "itertools.count(self.start + turn)", "test_data.py -k thread"),
     Fault("train/loop.py", "self.front_end = known.front_end", "self.front_end = plain", f"{HAND} -k warm"),
     Fault("train/loop.py", "if finite or config.ema.after_skipped_steps:", "if True:", f"{HAND} -k overflows"),
     Fault("train/loop.py", "if finite or config.ema.after_skipped_steps:", "if finite:", f"{HAND} -k overflows"),
@@ -163,6 +161,8 @@ FAULTS = [
     Fault("train/corpus/prepare.py", "if places[place] > 1:", "if False:", "test_prepare.py -k several_sources"),
     Fault("hear_jepa/families/__init__.py", "asked.sample_rate not in (None, rate)", "False", "test_families.py"),
     Fault("train/data/decoded.py", "(path.stat().st_size, path.stat().st_mtime_ns)", "(path.stat().st_size,)", "test_data.py -k damage"),
+    Fault("train/data/sampler.py", "workers = config.workers if config.workers > 1 else 0", "workers = 0", "test_data.py -k thread"),
+    Fault("train/data/sampler.py", "itertools.count(self.start + turn, turns)", "itertools.count(self.start + turn)", "test_data.py -k thread"),
     Fault("hear_jepa/evaluation/resample.py", "folder.resolve() != task.folder.resolve()", "True", "test_evaluation_hear_eval_kit.py -k resampled"),
     Fault("hear_jepa/evaluation/resample.py", "at {sample_rate} Hz", "", "test_evaluation_hear_eval_kit.py -k resampled"),
     Fault("hear_jepa/publish.py", "if whitening else ())", "if False else ())", "test_hub.py -k whitening"),

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hear_jepa.api import named_checkpoint
+from hear_jepa.device import copied
 from hear_jepa.disk import remove_abandoned, write_json
 from hear_jepa.errors import HearJepaError, OptionError
 from hear_jepa.model.checkpoint import Checkpoint, grid_of
@@ -128,7 +129,7 @@ class Run:
     def take_step(self, audio: Tensor) -> tuple[dict[str, Tensor | float], bool, Tensor]:
         """One optimiser step on this rank's crops [B, samples]: metrics, whether it was taken, and the log-mel."""
         config, micro = self.config, self.config.optim.accumulation
-        log_mel = self.log_mel.valid(audio.to(self.ranks.device, non_blocking=True))  # [B, mels, frames]
+        log_mel = self.log_mel.valid(copied(audio, self.ranks.device))  # [B, mels, frames]
         mask = self.masks(len(audio))
         loss, output = torch.zeros((), device=self.ranks.device), None
         for index in range(micro):

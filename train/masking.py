@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from hear_jepa.device import copied
 from hear_jepa.errors import OptionError
 from hear_jepa.options import check_name, within
 
@@ -54,7 +55,7 @@ class Mask(NamedTuple):
         return Mask(self.context[:, crops], self.target[:, crops])
 
     def to(self, device: torch.device) -> "Mask":
-        return Mask(*(part.to(device, non_blocking=device.type == "cuda") for part in self))
+        return Mask(*(copied(part, device) for part in self))
 
 
 def draw_masks(config: MaskConfig, n_crops: int, rows: int, columns: int, generator: Generator) -> Mask:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from hear_jepa.device import copied
 from hear_jepa.errors import OptionError
 from hear_jepa.options import check_fields, one_of, within
 
@@ -298,8 +299,7 @@ class ViT(nn.Module):
         if config.positions not in ANGLES:
             return None
         angles = ANGLES[config.positions](config.n_freq_patches, config.n_time_patches, config.width // config.heads)
-        device = self.pos_embed.device
-        angles = angles.to(device, non_blocking=device.type == "cuda")[:n_patches]
+        angles = copied(angles, self.pos_embed.device)[:n_patches]
         angles = angles if indices is None else take(angles, indices)
         if self.class_token is not None:
             angles = F.pad(angles, (0, 0, 1, 0))

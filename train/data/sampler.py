@@ -64,18 +64,19 @@ def crop_stream(
     def plan_of(shares: dict[str, float]) -> BatchPlan:
         return BatchPlan(tuple(shares.values()), batch_size, seed, rank, world_size, config)
 
+    def ahead(batches: DecodedBatches | StreamedBatches, workers: int) -> Ahead:
+        return Ahead(batches, workers, max(1, config.prefetch // max(1, workers)), config.timeout_s)
+
     if manifest is not None and backend == "stream":
         shares = domain_shares(config, manifest.hours)
         shards = tuple(tuple(shard for shard in manifest.shards if shard.domain == domain) for domain in shares)
         batches = StreamedBatches(shards, plan_of(shares), n_samples, sample_rate, start_batch)
-        count = max(1, config.prefetch // max(1, config.workers))
-        return CropStream(Ahead(batches, config.workers, count, config.timeout_s), {"shards": 0, "clips": 0})
+        return CropStream(ahead(batches, config.workers), {"shards": 0, "clips": 0})
     decoded = _decode(config, manifest, sample_rate)
     shares = domain_shares(config, decoded.hours(sample_rate))
     batches = DecodedBatches(decoded, plan_of(shares), tuple(shares), n_samples, sample_rate, start_batch)
     workers = config.workers if config.workers > 1 else 0  # a thread does for one
-    ahead = Ahead(batches, workers, math.ceil(config.prefetch / max(1, workers)), config.timeout_s)
-    return CropStream(ahead, {"items": len(decoded.skipped)})
+    return CropStream(ahead(batches, workers), {"items": len(decoded.skipped)})
 
 
 @dataclass(frozen=True)
